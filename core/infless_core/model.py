@@ -1,0 +1,195 @@
+"""The words of INFless as frozen values: configuration, server, profile, problem, plan.
+
+A value that exists is valid: constructors refuse what makes no sense, change is `dataclasses.replace`.
+The rules that need several values at once (capacity, rates) are the planner's, and `infless_scheduler.check` proves them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from infless_core.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Configuration:
+    """What an instance is given: batch size b, CPU cores c, GPU percent g (paper section 3.2)."""
+
+    batch: int
+    cpu_cores: int
+    gpu_percent: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.cpu_cores < 1 or not 0 <= self.gpu_percent <= 100:
+            raise InvalidInput(f"configuration {self}: batch and cpu_cores are at least 1, gpu_percent 0 to 100")
+
+    def __str__(self) -> str:
+        return f"(b={self.batch}, c={self.cpu_cores}, g={self.gpu_percent}%)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfilePoint:
+    """Execution time of one batch in one configuration, with the memory it needs."""
+
+    configuration: Configuration
+    exec_s: float
+    memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.exec_s > 0 or self.memory_bytes < 0 or self.gpu_memory_bytes < 0:
+            raise InvalidInput(f"profile point {self.configuration}: exec_s is above 0, memory is not negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU of a server: 100 percent of its multiprocessors, and its own memory."""
+
+    id: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A machine that hosts instances."""
+
+    id: str
+    cpu_cores: int
+    memory_bytes: int
+    gpus: tuple[Gpu, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.cpu_cores < 1 or self.memory_bytes < 0:
+            raise InvalidInput(f"server {self.id}: cpu_cores is at least 1, memory_bytes is not negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionDemand:
+    """What one function asks of a plan: its rate, its target, and how fast it runs in each configuration."""
+
+    id: str
+    latency_target_s: float
+    rate_rps: float
+    max_batch: int
+    profile: tuple[ProfilePoint, ...]
+    latency_percentile: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.latency_target_s > 0 or self.rate_rps < 0 or self.max_batch < 1:
+            raise InvalidInput(
+                f"function {self.id}: latency_target_s is above 0, rate_rps not negative, max_batch at least 1"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """An instance that runs now, where and how: the planner keeps or resizes before it starts and stops."""
+
+    id: str
+    function: str
+    server: str
+    gpu: str | None
+    configuration: Configuration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Everything a planner may look at. Built by `infless_scheduler.problem_file` or from the live system."""
+
+    servers: tuple[Server, ...]
+    functions: tuple[FunctionDemand, ...]
+    running: tuple[Running, ...] = ()
+    alpha: float = 0.8
+    """Where between R_min and R_max scaling in starts (paper Eq. 7)."""
+    beta: float = 0.45
+    """GPU-percent units that one CPU core is worth: 64 GFLOPS / 142 GFLOPS (authors' code)."""
+
+
+class PlanStatus(StrEnum):
+    """How good a plan is known to be. The set is closed: no solver's own words leave its module."""
+
+    OPTIMAL = "optimal"
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+
+
+class PlanAction(StrEnum):
+    """What a planned instance means for what runs now."""
+
+    KEEP = "keep"
+    START = "start"
+    RESIZE = "resize"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedInstance:
+    """One instance of a plan, its window of rates and the rate it is meant to receive."""
+
+    id: str
+    function: str
+    server: str
+    gpu: str | None
+    configuration: Configuration
+    rate_low_rps: float
+    rate_up_rps: float
+    rate_rps: float
+    action: PlanAction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unserved:
+    """Demand that no instance of the plan carries, and why."""
+
+    function: str
+    rate_rps: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """For every function its instances, configurations, servers and rates."""
+
+    status: PlanStatus
+    solver: str
+    solve_s: float
+    objective: float
+    """Sum over used servers of `beta * cpu_cores + 100 * number of GPUs` (paper Eq. 2)."""
+    bound: float
+    """No plan that serves as much can have a lower objective."""
+    instances: tuple[PlannedInstance, ...] = ()
+    stop: tuple[str, ...] = ()
+    unserved: tuple[Unserved, ...] = ()
+    servers_used: int = 0
+    allocated: float = 0.0
+    """Sum over instances of `beta * cpu_cores + gpu_percent`."""
+    fragmentation: float = 0.0
+    """`1 - allocated / capacity` over the used servers, in the same beta-weighted units."""
+
+    @property
+    def gap(self) -> float:
+        """Proven distance from the best possible objective, as a share of it."""
+        return 0.0 if self.objective <= self.bound else (self.objective - self.bound) / max(self.objective, 1e-12)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionSpec:
+    """What the user deployed, as it came; the provider echoes it back unchanged (openfaas/faas-provider types)."""
+
+    name: str
+    image: str
+    namespace: str
+    env_process: str = ""
+    env_vars: dict[str, str] = field(default_factory=dict)
+    constraints: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, str] | None = None
+    requests: dict[str, str] | None = None
+    read_only_root_filesystem: bool = False
+
+    @property
+    def key(self) -> str:
+        """`name.namespace`, the identity of a function in routes, metrics and the state."""
+        return f"{self.name}.{self.namespace}"

@@ -46,7 +46,7 @@ class PlanRejected(InflessError):  # noqa: N818
     """A plan that breaks a rule of the problem; carries every fault that was found."""
 
     def __init__(self, faults: tuple[str, ...]) -> None:
-        super().__init__("the plan breaks %d rule(s): %s" % (len(faults), "; ".join(faults)))
+        super().__init__(f"the plan breaks {len(faults)} rule(s): {'; '.join(faults)}")
         self.faults = faults
 
 

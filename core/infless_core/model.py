@@ -1,7 +1,7 @@
 """The words of INFless as frozen values: configuration, server, profile, problem, plan.
 
 A value that exists is valid: constructors refuse what makes no sense, change is `dataclasses.replace`.
-The rules that need several values at once (capacity, rates) are the planner's, and `infless_scheduler.check` proves them.
+Rules that need several values at once (capacity, rates) are the planner's; `infless_scheduler.check` proves them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,134 @@
+"""The loop: measure rates at the edge, plan when they no longer fit, reconcile. Decides nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from infless_scheduler.planner import plan
+
+from infless_core.clock import Clock
+from infless_core.errors import InflessError
+from infless_core.model import Plan, Problem, Running, Server
+from infless_provider.controller import Controller
+from infless_provider.functions import ALPHA, FunctionState
+from infless_provider.reconcile import Action, Actual, Bounds, Drain, Replace, Resize, Start, reconcile
+from infless_scheduler.autoscale import needs_plan
+
+LOG = logging.getLogger("infless.autoscaler")
+TICK_S = 1.0
+"""Rates are counts per second (the authors' dispatcher also works by the second)."""
+TIME_LIMIT_S = 5.0
+"""A plan that takes longer would be about a load that has passed."""
+
+
+class Autoscaler:
+    """One second at a time. Runs on the event loop; only the solver runs in a thread."""
+
+    def __init__(self, controller: Controller, server: Server, clock: Clock, solver: str) -> None:
+        self.last_plan: Plan | None = None
+        self._controller = controller
+        self._server = server
+        self._clock = clock
+        self._solver = solver
+        self._dirty = asyncio.Event()
+        self._least: dict[str, int] = {}
+        controller.on_dirty = self._dirty.set
+
+    async def run(self) -> None:
+        """Tick for ever; a change (deploy, crash, scale) is planned at once, not at the next tick."""
+        next_s = self._clock.now_s() + TICK_S
+        self._dirty.set()
+        while True:
+            try:
+                await asyncio.wait_for(self._dirty.wait(), max(0.0, next_s - self._clock.now_s()))
+            except TimeoutError:
+                next_s += TICK_S
+                self._tick()
+            try:
+                if self._dirty.is_set():
+                    self._dirty.clear()
+                    await self._replan()
+            except Exception:
+                LOG.exception("planning failed; what runs goes on running")
+
+    def _tick(self) -> None:
+        now_s = self._clock.now_s()
+        for key, function in self._controller.functions.items():
+            function.estimate = function.estimate.after(function.arrived)
+            function.arrived = 0
+            function.reweigh()
+            windows = function.windows().values()
+            reason = needs_plan(windows, function.planned_rps, function.rate_rps, ALPHA)
+            function.watch, due = function.watch.after(reason, now_s)
+            least = function.least(now_s)
+            retry = 0 < function.retry_at_s <= now_s and not function.current()
+            if due is not None or retry or self._least.get(key) != least:
+                self._least[key] = least
+                if due is not None:
+                    LOG.info("%s at %.1f requests/s: %s", key, function.rate_rps, due.value)
+                self._dirty.set()
+
+    async def _replan(self) -> None:
+        functions = dict(self._controller.functions)
+        problem = self._problem(functions)
+        made = await asyncio.get_running_loop().run_in_executor(
+            None, lambda: plan(problem, solver=self._solver, time_limit_s=TIME_LIMIT_S)
+        )
+        self.last_plan = made
+        now_s = self._clock.now_s()
+        for demand in problem.functions:
+            functions[demand.id].planned_rps = demand.rate_rps
+        for function in functions.values():
+            function.watch = function.watch.planned(now_s)
+        for lack in made.unserved:
+            LOG.warning("%s: %.1f requests/s are unserved: %s", lack.function, lack.rate_rps, lack.reason)
+        alive = self._controller.functions
+        actual = [
+            Actual(id=i.id, function=i.function, configuration=i.configuration)
+            for function in alive.values()
+            for i in function.current()
+        ]
+        bounds = {key: self._bounds(function, now_s) for key, function in alive.items()}
+        for action in reconcile(made, bounds, actual):
+            self._act(action, now_s)
+        for function in alive.values():
+            function.reweigh()
+
+    def _problem(self, functions: dict[str, FunctionState]) -> Problem:
+        """A snapshot: idle functions have no demand, their spares hold no planned cores."""
+        busy = {key: f for key, f in functions.items() if f.rate_rps > 0}
+        return Problem(
+            servers=(self._server,),
+            functions=tuple(f.demand(f.rate_rps) for f in busy.values()),
+            running=tuple(
+                Running(
+                    id=i.id, function=key, server=self._server.id, gpu=None, configuration=i.configuration
+                )
+                for key, f in busy.items()
+                for i in f.current()
+            ),
+            alpha=ALPHA,
+        )  # fmt: skip
+
+    def _bounds(self, function: FunctionState, now_s: float) -> Bounds:
+        return Bounds(least=function.least(now_s), most=function.wishes.scale_max, spare=function.spare())
+
+    def _act(self, action: Action, now_s: float) -> None:
+        fleet, functions = self._controller.fleet, self._controller.functions
+        try:
+            match action:
+                case Start(function=key, configuration=configuration, reason=reason):
+                    if now_s >= functions[key].retry_at_s:
+                        fleet.start(functions[key], configuration, reason)
+                case Resize(id=id_, configuration=configuration):
+                    instance = fleet.instances[id_]
+                    fleet.resize(functions[instance.function], instance, configuration)
+                case Replace(id=id_, function=key, configuration=configuration, reason=reason):
+                    if not any(i.replaces == id_ for i in functions[key].instances.values()):
+                        fleet.start(functions[key], configuration, reason, replaces=id_)
+                case Drain(id=id_, reason=reason):
+                    fleet.drain(fleet.instances[id_], reason)
+        except (KeyError, InflessError) as error:
+            # It vanished between the plan and now, or could not be done: the next plan starts from what is.
+            LOG.warning("%s was not possible: %s", action, error)

@@ -1,0 +1,201 @@
+"""The `infless` command. Results on stdout, progress on stderr; exit codes 0 done, 1 failed, 2 usage, 3 infeasible."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infless_core.errors import Infeasible, InflessError, InvalidInput
+from infless_core.units import format_duration, parse_duration_s
+from infless_provider.client import DEFAULT_GATEWAY, Client, find_password
+from infless_provider.settings import Settings, default_state_dir
+from infless_provider.version import VERSION
+
+_STATE = click.option(
+    "--state-dir", type=click.Path(path_type=Path), envvar="INFLESS_STATE", help="Default ~/.infless."
+)  # fmt: skip
+_STACK = click.option(
+    "-f", "--yaml", "stack_path", type=click.Path(path_type=Path), default=Path("stack.yml"), help="Stack file."
+)
+_GATEWAY = click.option("-g", "--gateway", envvar="OPENFAAS_URL", help=f"Default {DEFAULT_GATEWAY}.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_LAZY = {
+    "plan": ("infless_scheduler.cli", "plan_command"),
+    "replay": ("infless_provider.replay_cli", "replay_command"),
+}
+"""Commands whose module (solver, load generator) is imported only when they are used."""
+
+
+class _Group(click.Group):
+    """Turns our errors into one line and an exit code, and imports heavy commands when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, the lazy ones too."""
+        return sorted({*super().list_commands(ctx), *_LAZY})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by name."""
+        if cmd_name in _LAZY:
+            module, name = _LAZY[cmd_name]
+            command: click.Command = getattr(importlib.import_module(module), name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; our errors become `infless: sentence`."""
+        try:
+            return super().invoke(ctx)
+        except InflessError as error:
+            click.echo(f"infless: {error}", err=True)
+            code = 2 if isinstance(error, InvalidInput) else 3 if isinstance(error, Infeasible) else 1
+            ctx.exit(code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="infless")
+def main() -> None:
+    """INFless on OpenFaaS: inference functions with latency targets, on as little hardware as possible."""
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@_STATE
+@click.option("--bundles", type=click.Path(path_type=Path), default=Path("build"), show_default=True,
+              help="Where `infless build` and `faas-cli build --shrinkwrap` leave functions.")  # fmt: skip
+@click.option("--cpu-cores", default=0, type=click.IntRange(0), help="Cores for instances (default all).")
+@click.option("--latency-target", default="500ms", show_default=True, help="For functions that state none.")
+@click.option("--no-auth", is_flag=True, help="No password. For a closed machine only.")
+@click.option("--solver", default="auto", show_default=True, help="See `infless plan --help`.")
+def up(
+    host: str, port: int, state_dir: Path | None, bundles: Path, cpu_cores: int, latency_target: str, no_auth: bool,
+    solver: str,
+) -> None:  # fmt: skip
+    """Run the provider: the OpenFaaS API, invocations, planning. Ctrl-C ends it and its instances.
+
+    SIGTERM ends the provider alone: its instances go on, and the next `infless up` finds them.
+    """
+    from infless_provider.up import run
+
+    run(
+        Settings(
+            state_dir=(state_dir or default_state_dir()).resolve(),
+            bundles_dir=bundles.resolve(),
+            host=host,
+            port=port,
+            auth=not no_auth,
+            cpu_cores=cpu_cores,
+            default_target_s=parse_duration_s(latency_target, "--latency-target"),
+            solver=solver,
+        )
+    )
+
+
+@main.command()
+@_STATE
+def down(state_dir: Path | None) -> None:
+    """End the provider and every instance it left running."""
+    from infless_provider.up import down as end
+
+    ended = end((state_dir or default_state_dir()).resolve())
+    click.echo(f"stopped; {ended} instance(s) were left running and have been ended", err=True)
+
+
+@main.command()
+@_STACK
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("build"), show_default=True)
+@click.argument("names", nargs=-1)
+def build(stack_path: Path, out: Path, names: tuple[str, ...]) -> None:
+    """Build functions into bundles, for machines without faas-cli or Docker."""
+    from infless_provider.build import build_function
+    from infless_provider.stackfile import read_stack
+
+    out.mkdir(parents=True, exist_ok=True)
+    for function in read_stack(stack_path, os.environ, names).functions:
+        click.echo(f"building {function.name}", err=True)
+        folder = build_function(function, out, lambda told: click.echo(f"  {told}", err=True))
+        click.echo(str(folder))
+
+
+@main.command()
+@_STACK
+@_GATEWAY
+@_STATE
+@click.argument("names", nargs=-1)
+def deploy(stack_path: Path, gateway: str | None, state_dir: Path | None, names: tuple[str, ...]) -> None:
+    """Deploy functions of a stack file. A function never seen before is timed first, which takes seconds."""
+    from infless_provider.stackfile import read_stack
+
+    stack = read_stack(stack_path, os.environ, names)
+    client = Client(gateway or stack.gateway or DEFAULT_GATEWAY, find_password(state_dir))
+    failed = 0
+    for function in stack.functions:
+        click.echo(f"deploying {function.name}", err=True)
+        try:
+            click.echo(f"{function.name} {client.deploy(function.deployment)}")
+        except InflessError as error:  # one refused function must not keep the others away
+            click.echo(f"{function.name} refused: {error}", err=True)
+            failed += 1
+    sys.exit(1 if failed else 0)
+
+
+@main.command()
+@_GATEWAY
+@_STATE
+@_JSON
+def status(gateway: str | None, state_dir: Path | None, as_json: bool) -> None:
+    """Instances, the configuration each one got, and why."""
+    overview = Client(gateway or DEFAULT_GATEWAY, find_password(state_dir)).overview()
+    if as_json:
+        click.echo(json.dumps(overview, indent=1))
+        return
+    for one in overview["instances"]:
+        window = "-" if one["rate_up_rps"] is None else f"{one['rate_low_rps']:.0f}-{one['rate_up_rps']:.0f}/s"
+        given = f"b={one['batch']} c={one['cpu_cores']} g={one['gpu_percent']}%"
+        click.echo(f"{one['id']:32} {one['phase']:9} {given:18} {window:14} {one['why']}")
+
+
+@main.command()
+@_STACK
+@click.option("--bundles", type=click.Path(path_type=Path), default=Path("build"), show_default=True)
+@_STATE
+@click.option("--batches", help="Batch sizes such as 1,2,4 (default powers of two up to com.infless.batch.max).")
+@click.option("--cpu-cores", default=0, type=click.IntRange(0), help="Largest number of cores (default all).")
+@_JSON
+@click.argument("names", nargs=-1)
+def profile(
+    stack_path: Path, bundles: Path, state_dir: Path | None, batches: str | None, cpu_cores: int, as_json: bool,
+    names: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Time functions of a stack file for every batch size and number of cores, and keep the result for planning."""
+    from infless_provider.profile_cli import profile_functions
+
+    stated = None
+    if batches is not None:
+        if not all(part.isdigit() and int(part) > 0 for part in batches.split(",")):
+            raise InvalidInput(f"--batches: {batches!r} is not a list of whole numbers such as 1,2,4")
+        stated = tuple(int(part) for part in batches.split(","))
+    tables = profile_functions(
+        stack_path, bundles, state_dir or default_state_dir(), names, stated, cpu_cores,
+        lambda told: click.echo(told, err=True),
+    )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(tables, indent=1))
+        return
+    for name, points in tables.items():
+        click.echo(f"{name}: " + ("" if points else "it has no example(), so its speed is learned from its answers"))
+        for point in points:
+            click.echo(
+                f"  batch {point['batch']:3}  cores {point['cpu_cores']}  {format_duration(point['exec_s']):>8}"
+                f"  {point['batch'] / point['exec_s']:8.0f} requests/s"
+            )
+
+
+if __name__ == "__main__":
+    main()

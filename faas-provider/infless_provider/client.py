@@ -1,0 +1,73 @@
+"""A client of the provider's API for the command line, as faas-cli is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from infless_core.errors import InflessError, NotFound
+from infless_provider import auth
+from infless_provider.settings import default_state_dir
+
+DEFAULT_GATEWAY = "http://127.0.0.1:8080"
+
+
+class Refused(InflessError):  # noqa: N818
+    """The provider said no; the message is its own."""
+
+
+class Client:
+    """Talks to one provider."""
+
+    def __init__(self, gateway: str, password: str | None) -> None:
+        self._gateway = gateway.rstrip("/")
+        self._session = requests.Session()
+        if password:
+            self._session.auth = (auth.USER, password)
+
+    def deploy(self, deployment: Mapping[str, Any]) -> str:
+        """Update, or create when there is none, as `faas-cli deploy` does; says which it was."""
+        try:
+            self._call("PUT", "/system/functions", deployment)
+        except NotFound:
+            self._call("POST", "/system/functions", deployment)
+            return "deployed"
+        return "updated"
+
+    def remove(self, name: str) -> None:
+        """Remove a function."""
+        self._call("DELETE", "/system/functions", {"functionName": name})
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """One function's status."""
+        return dict(self._call("GET", f"/system/function/{name}").json())
+
+    def overview(self) -> dict[str, Any]:
+        """Instances, reasons, events."""
+        return dict(self._call("GET", "/system/overview").json())
+
+    def _call(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> requests.Response:
+        try:
+            reply = self._session.request(verb, self._gateway + path, json=body, timeout=300)
+        except requests.ConnectionError as error:
+            raise Refused(f"no provider answers at {self._gateway}; start one with `infless up`") from error
+        except requests.RequestException as error:
+            raise Refused(f"{verb} {self._gateway}{path}: {error}") from error
+        if reply.status_code == 404:
+            raise NotFound(reply.text.strip())
+        if reply.status_code == 401:
+            raise Refused(f"{self._gateway} wants a password: set INFLESS_PASSWORD or use the provider's --state-dir")
+        if not reply.ok:
+            raise Refused(reply.text.strip() or f"{verb} {path} answered {reply.status_code}")
+        return reply
+
+
+def find_password(state_dir: Path | None) -> str | None:
+    """`$INFLESS_PASSWORD`, else the password file of a provider on this machine."""
+    given = os.environ.get("INFLESS_PASSWORD")
+    file = (state_dir or default_state_dir()) / "basic-auth-password"
+    return given or (file.read_text().strip() if file.is_file() else None)

@@ -1,0 +1,177 @@
+"""What the provider knows at run time of one function and of one instance. Owned by the event loop's thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from infless_core.labels import Wishes
+from infless_core.lifecycle import Event, Phase, advance
+from infless_core.model import Configuration, FunctionDemand, ProfilePoint
+from infless_provider.backends.base import Address
+from infless_provider.state import StoredFunction
+from infless_provider.upstream import Upstream
+from infless_scheduler.autoscale import RateEstimate, ScalingWatch
+from infless_scheduler.dispatch import TurnDispatcher, dispatch_rates
+from infless_scheduler.rates import RateWindow, feasible_points, window
+
+ALPHA = 0.8
+"""Paper Eq. 7."""
+IDLE_RPS = 0.1
+"""Below one request in ten seconds a function counts as idle: its spare instance answers, no cores are planned."""
+INFLATION = 1.1
+"""As for measured profiles (INFless, section 3.3)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Instance:
+    """One running copy."""
+
+    id: str
+    function: str
+    digest: str
+    configuration: Configuration
+    address: Address
+    upstream: Upstream
+    reason: str
+    started_at_s: float
+    phase: Phase = Phase.STARTING
+    replaces: str | None = None
+    in_flight: int = 0
+    drain_until_s: float = 0.0
+
+    def advance(self, event: Event) -> None:
+        """Move on in the life of an instance."""
+        self.phase = advance(self.phase, event)
+
+
+@dataclass(slots=True, kw_only=True)
+class FunctionState:
+    """One deployed function at run time."""
+
+    stored: StoredFunction
+    wishes: Wishes
+    profile: tuple[ProfilePoint, ...]
+    """Empty when the function cannot be timed by itself; then `observed_exec_s` is learned from its answers."""
+    created_s: float
+    instances: dict[str, Instance] = field(default_factory=dict)
+    dispatcher: TurnDispatcher = field(default_factory=TurnDispatcher)
+    estimate: RateEstimate = field(default_factory=RateEstimate)
+    watch: ScalingWatch = field(default_factory=ScalingWatch)
+    planned_rps: float = 0.0
+    arrived: int = 0
+    """Requests since the last tick."""
+    invocations: int = 0
+    in_flight: int = 0
+    last_request_s: float = 0.0
+    observed_exec_s: float = 0.0
+    failures: int = 0
+    """Instances in a row that ended before they were ready."""
+    retry_at_s: float = 0.0
+    last_failure: str = ""
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """`name.namespace`."""
+        return self.stored.spec.key
+
+    @property
+    def rate_rps(self) -> float:
+        """The rate to plan for; 0 for an idle function."""
+        rate_rps = self.estimate.rate_rps
+        return rate_rps if rate_rps >= IDLE_RPS else 0.0
+
+    def demand(self, rate_rps: float) -> FunctionDemand:
+        """This function as the planner sees it."""
+        return FunctionDemand(
+            id=self.key,
+            latency_target_s=self.wishes.latency_target_s,
+            latency_percentile=self.wishes.latency_percentile,
+            rate_rps=rate_rps,
+            max_batch=self.wishes.batch_max,
+            profile=self.profile or (self._assumed_point(),),
+        )
+
+    def _assumed_point(self) -> ProfilePoint:
+        """Until answers have been seen: a quarter of the target, one at a time."""
+        exec_s = self.observed_exec_s * INFLATION or self.wishes.latency_target_s / 4
+        return ProfilePoint(
+            configuration=Configuration(batch=1, cpu_cores=1), exec_s=min(exec_s, self.wishes.latency_target_s)
+        )
+
+    def observe(self, exec_s: float) -> None:
+        """Learn from the answer to a request that was alone in its instance."""
+        self.observed_exec_s += (exec_s - self.observed_exec_s) * (0.1 if self.observed_exec_s else 1.0)
+
+    def spare(self) -> Configuration:
+        """What an unplanned instance gets: the fewest cores, and there the largest batch that meets the target."""
+        points = [point.configuration for point, _ in feasible_points(self.demand(1.0))]
+        if not self.profile or not points:
+            return Configuration(batch=self.wishes.batch_max, cpu_cores=1)
+        return min(points, key=lambda c: (c.gpu_percent, c.cpu_cores, -c.batch))
+
+    def window_of(self, instance: Instance) -> RateWindow | None:
+        """The window of rates of an instance's configuration, None where no profile knows it."""
+        points = {point.configuration: point.exec_s for point in self.demand(1.0).profile}
+        exec_s = points.get(instance.configuration)
+        if exec_s is None and not self.profile:
+            exec_s = self._assumed_point().exec_s
+        if exec_s is None:
+            return None
+        batch = instance.configuration if self.profile else Configuration(batch=1, cpu_cores=1)
+        return window(batch, exec_s, self.wishes.latency_target_s, self.wishes.latency_percentile)
+
+    def windows(self) -> dict[str, RateWindow]:
+        """Windows of the instances that count for planning: starting or ready, of the newest version."""
+        found = {i.id: self.window_of(i) for i in self.current()}
+        return {id_: rates for id_, rates in found.items() if rates is not None}
+
+    def current(self) -> list[Instance]:
+        """Starting and ready instances of the newest version, by id."""
+        return [
+            i for _, i in sorted(self.instances.items())
+            if i.phase in (Phase.STARTING, Phase.READY) and i.digest == self.stored.digest
+        ]  # fmt: skip
+
+    def serving(self) -> list[Instance]:
+        """Ready instances of the newest version that has any: an update goes over without a gap."""
+        ready = [i for _, i in sorted(self.instances.items()) if i.phase is Phase.READY]
+        return [i for i in ready if i.digest == self.stored.digest] or ready
+
+    def reweigh(self) -> None:
+        """Share the arriving rate out among the serving instances (paper section 3.2, three cases)."""
+        serving = self.serving()
+        windows = {i.id: rates for i in serving if (rates := self.window_of(i)) is not None}
+        rates_rps = dispatch_rates(windows, self.estimate.rate_rps, ALPHA).rates_rps
+        self.dispatcher.update({i.id: (rates_rps.get(i.id, 0.0), i.configuration.batch) for i in serving})
+
+    def wake(self) -> None:
+        """Let requests go on that wait for an instance."""
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def least(self, now_s: float) -> int:
+        """Instances it wants at least, whatever the plan says."""
+        if self.stored.replicas is not None:
+            return self.stored.replicas
+        if self.wishes.scale_min or not self.wishes.scale_to_zero:
+            return self.wishes.scale_min
+        idle_s = now_s - max(self.last_request_s, self.created_s)
+        return 1 if idle_s < self.wishes.zero_after_s else 0
+
+    def available(self) -> int:
+        """Ready instances."""
+        return sum(1 for i in self.instances.values() if i.phase is Phase.READY)
+
+    def wanted(self, now_s: float) -> int:
+        """Instances that are meant to run."""
+        return max(self.least(now_s), len(self.current()))
+
+
+def by_phase(instances: Iterable[Instance], *phases: Phase) -> list[Instance]:
+    """Instances in one of some phases, by id."""
+    return sorted((i for i in instances if i.phase in phases), key=lambda i: i.id)

@@ -1,0 +1,73 @@
+"""What the provider reports: OpenFaaS gateway's names where they exist, our own start with `infless_`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from infless_core.lifecycle import Phase
+from infless_provider.functions import FunctionState
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Prometheus's default buckets, as the gateway has them."""
+
+
+class Metrics:
+    """One registry; gauges are filled when somebody asks."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        by_code = ("function_name", "code")
+        self._total = Counter(
+            "gateway_function_invocation", "Invocations answered.", by_code, registry=self.registry
+        )  # fmt: skip
+        self._started = Counter(
+            "gateway_function_invocation_started", "Invocations begun.", ("function_name",), registry=self.registry
+        )
+        self._seconds = Histogram(
+            "gateway_functions_seconds", "Arrival to answer.", by_code, buckets=_SECONDS, registry=self.registry
+        )
+        self._count = Gauge("gateway_service_count", "Wanted instances.", ("function_name",), registry=self.registry)
+        self._ready = Gauge(
+            "infless_instances", "Instances by phase.", ("function_name", "phase"), registry=self.registry
+        )
+        self._rate = Gauge(
+            "infless_arrival_rate_rps", "Arriving requests per second.", ("function_name",), registry=self.registry
+        )
+        self._target = Gauge(
+            "infless_latency_target_seconds", "The stated target.", ("function_name",), registry=self.registry
+        )
+        self._within = Counter(
+            "infless_within_target", "Answers within the latency target.", ("function_name",), registry=self.registry
+        )
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    def started(self, function: str) -> None:
+        """Count a request that has come."""
+        self._started.labels(function).inc()
+
+    def answered(self, function: str, status: int, duration_s: float, target_s: float) -> None:
+        """Count an answer."""
+        pair = self._children.get((function, status))
+        if pair is None:
+            pair = (self._total.labels(function, str(status)), self._seconds.labels(function, str(status)))
+            self._children[(function, status)] = pair
+        pair[0].inc()
+        pair[1].observe(duration_s)
+        if duration_s <= target_s and status < 500:
+            self._within.labels(function).inc()
+
+    def text(self, functions: Mapping[str, FunctionState], now_s: float) -> bytes:
+        """Prometheus text format."""
+        for gauge in (self._count, self._ready, self._rate, self._target):
+            gauge.clear()
+        for key, function in functions.items():
+            self._count.labels(key).set(function.wanted(now_s))
+            self._rate.labels(key).set(function.estimate.rate_rps)
+            self._target.labels(key).set(function.wishes.latency_target_s)
+            for phase in (Phase.STARTING, Phase.READY, Phase.DRAINING):
+                count = sum(1 for i in function.instances.values() if i.phase is phase)
+                self._ready.labels(key, phase.value).set(count)
+        return generate_latest(self.registry)

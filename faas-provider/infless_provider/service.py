@@ -1,0 +1,138 @@
+"""The provider as one process: wiring only. A `worker.Service` under gunicorn, as the watchdog is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from infless_core.clock import SystemClock
+from infless_core.errors import InvalidInput
+from infless_core.model import Server
+from infless_profiler.store import ProfileStore
+from infless_provider import auth, logs
+from infless_provider.autoscaler import Autoscaler
+from infless_provider.backends.process import ProcessBackend
+from infless_provider.controller import Controller
+from infless_provider.metrics import Metrics
+from infless_provider.profiling import Profiles
+from infless_provider.proxy import Proxy
+from infless_provider.routes import build_app
+from infless_provider.settings import Settings, usable_cores
+from infless_provider.state import State
+from infless_provider.wsgi import WsgiBridge
+from infless_watchdog.http import Edge, Exchange, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+LOG = logging.getLogger("infless.provider")
+
+
+def machine_name() -> str:
+    """What execution times hold for: the processor and how many of them."""
+    model = "unknown processor"
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a kernel file
+            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+    except OSError:
+        pass
+    return f"{model} x{os.cpu_count()}"
+
+
+class Provider:
+    """Starts everything, routes every request, stops everything."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clock = SystemClock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._followers = 0
+        limits = Limits(body_bytes=settings.body_max_bytes)
+        self._edge = Edge(self.route, limits)
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        """Open the state, find instances again, then accept clients."""
+        settings, cpus = self._settings, usable_cores(self._settings.cpu_cores)
+        self._password = auth.ensure_password(settings.password_file) if settings.auth else None
+        self._state = State(settings.database)
+        self._metrics = Metrics()
+        profiles = Profiles(ProfileStore(settings.profiles, machine_name()), self._clock, len(cpus))
+        backend = ProcessBackend(cpus, settings.state_dir)
+        self._controller = Controller(settings, self._state, backend, profiles, self._clock)
+        self._proxy = Proxy(self._controller, self._metrics, settings, self._clock)
+        server = Server(id="local", cpu_cores=len(cpus), memory_bytes=psutil.virtual_memory().total)
+        autoscaler = Autoscaler(self._controller, server, self._clock, settings.solver)
+        self._control = WsgiBridge(
+            build_app(self._controller, asyncio.get_running_loop(), self._password, self._metrics_text)
+        )
+        await self._controller.restore()
+        for work in (self._controller.fleet.watch(), autoscaler.run()):
+            self._spawn(work)
+        await self._edge.listen(sockets[0])
+        LOG.info("serving %d function(s) on %d core(s)", len(self._controller.functions), len(cpus))
+
+    def route(self, exchange: Exchange) -> None:
+        """Invocations and log streams are asyncio; the rest of the control plane is Flask."""
+        if exchange.path.startswith("/function/"):
+            self._proxy(exchange)
+        elif exchange.path == "/system/logs" and exchange.method == "GET":
+            self._logs(exchange)
+        else:
+            self._control(exchange)
+
+    def _logs(self, exchange: Exchange) -> None:
+        header = (exchange.header(b"authorization") or b"").decode("latin-1")
+        if self._password is not None and not auth.allowed(header, self._password):
+            exchange.text(401, "invalid credentials", [(b"www-authenticate", auth.CHALLENGE.encode())])
+            return
+        try:
+            query = logs.parse_query(exchange.query, self._clock.wall_s())
+        except InvalidInput as fault:
+            exchange.text(422, str(fault))
+            return
+        function = self._controller.functions.get(f"{query.name}.openfaas-fn")
+        if function is None:
+            exchange.text(404, f"function {query.name!r} does not exist")
+        elif self._followers >= logs.FOLLOWERS_MAX:
+            exchange.text(429, f"{logs.FOLLOWERS_MAX} clients read logs already")
+        else:
+            reader = logs.LogReader(self._settings.logs_dir / function.key, query)
+            self._followers += 1
+            task = self._spawn(logs.stream(exchange, reader, query))
+            task.add_done_callback(self._unfollow)
+            exchange.on_gone = task.cancel
+
+    def _unfollow(self, _: asyncio.Task[None]) -> None:
+        self._followers -= 1
+
+    def _metrics_text(self) -> bytes:
+        """Called in a control thread; the numbers are read on the event loop, which owns them."""
+
+        async def text() -> bytes:
+            return self._metrics.text(self._controller.functions, self._clock.now_s())
+
+        return asyncio.run_coroutine_threadsafe(text(), self._control.loop).result(10)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def stop(self, *, graceful: bool) -> None:
+        """SIGTERM leaves the instances for the next provider; Ctrl-C ends them."""
+        self._edge.stop_accepting()
+        fleet = self._controller.fleet
+        if not graceful:
+            await fleet.end_all(timeout_s=5.0)
+        for task in list(self._tasks):
+            task.cancel()
+        await fleet.close()
+        self._control.close()
+        self._edge.close()
+        self._state.close()

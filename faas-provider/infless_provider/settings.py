@@ -1,0 +1,62 @@
+"""Settings of the provider, and where it keeps things."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+NAMESPACE = "openfaas-fn"
+"""The one namespace (OpenFaaS's default)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How `infless up` was started."""
+
+    state_dir: Path
+    bundles_dir: Path
+    """Where `infless build` and `faas-cli build --shrinkwrap` leave functions."""
+    host: str = "127.0.0.1"
+    port: int = 8080
+    auth: bool = True
+    cpu_cores: int = 0
+    """Cores for instances; 0 is all that this process may use."""
+    default_target_s: float = 0.5
+    body_max_bytes: int = 64 * 1024 * 1024
+    invoke_timeout_s: float = 60.0
+    """Longest time of one invocation, cold start included (faas-cli gives up after 60 s)."""
+    start_timeout_s: float = 120.0
+    """An instance that is not ready by then has failed; large models load for a minute."""
+    solver: str = "auto"
+
+    @property
+    def database(self) -> Path:
+        """Functions and instances."""
+        return self.state_dir / "state.sqlite"
+
+    @property
+    def profiles(self) -> Path:
+        """Execution times."""
+        return self.state_dir / "profiles.sqlite"
+
+    @property
+    def password_file(self) -> Path:
+        """Named as OpenFaaS names its secret."""
+        return self.state_dir / "basic-auth-password"
+
+    @property
+    def logs_dir(self) -> Path:
+        """One file for each instance."""
+        return self.state_dir / "logs"
+
+
+def default_state_dir() -> Path:
+    """`$INFLESS_STATE`, else `~/.infless`."""
+    return Path(os.environ.get("INFLESS_STATE") or Path.home() / ".infless").expanduser()
+
+
+def usable_cores(wanted: int) -> tuple[int, ...]:
+    """The CPUs that instances may use: the last `wanted` of those this process may use, or all."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return tuple(allowed[-wanted:] if wanted else allowed)

@@ -1,0 +1,171 @@
+"""OpenFaaS JSON to our values and back (openfaas/faas-provider types; JSON typing is Go's). Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from infless_core.errors import InvalidInput
+from infless_core.model import FunctionSpec
+from infless_core.units import parse_cpu_cores, parse_memory_bytes
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        InvalidInput: when the body is none.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as fault:
+        raise InvalidInput(f"the request's body is not valid JSON: {fault}") from None
+    if not isinstance(value, dict):
+        raise InvalidInput("the request's body must be a JSON object")
+    return value
+
+
+def parse_deployment(data: Mapping[str, Any], namespace: str) -> FunctionSpec:
+    """A FunctionDeployment. Fields that OpenFaaS may add later are ignored; ours are checked, all faults at once.
+
+    Args:
+        data: the JSON object.
+        namespace: the one that exists; an empty one means it.
+
+    Raises:
+        InvalidInput: a sentence for each fault.
+    """
+    faults: list[str] = []
+    name, image = data.get("service"), data.get("image")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        faults.append(f"service {name!r} is not a function name: use a-z, 0-9 and '-' inside, at most 63 characters")
+    if not isinstance(image, str) or not image:
+        faults.append("image is missing: name the image or bundle to run")
+    elif not _IMAGE.fullmatch(image) or ".." in image:
+        faults.append(f"image {image!r} is not an image reference")
+    wanted = data.get("namespace") or namespace
+    if wanted != namespace:
+        faults.append(f"namespace {wanted!r} does not exist; the only one is {namespace!r}")
+    env = _strings(data, "envVars", faults)
+    faults.extend(f"envVars: {key!r} is not a variable name" for key in env if not _ENV_NAME.fullmatch(key))
+    spec_parts = {
+        "labels": _strings(data, "labels", faults),
+        "annotations": _strings(data, "annotations", faults),
+        "constraints": _list(data, "constraints", faults),
+        "secrets": _list(data, "secrets", faults),
+        "limits": _resources(data, "limits", faults),
+        "requests": _resources(data, "requests", faults),
+    }
+    if faults:
+        raise InvalidInput("; ".join(faults))
+    return FunctionSpec(
+        name=str(name),
+        image=str(image),
+        namespace=namespace,
+        env_process=str(data.get("envProcess") or ""),
+        env_vars=env,
+        read_only_root_filesystem=bool(data.get("readOnlyRootFilesystem")),
+        **spec_parts,  # type: ignore[arg-type] # each was read by its own type above
+    )
+
+
+def spec_json(spec: FunctionSpec) -> dict[str, Any]:
+    """The specification as it came: what clients compare (absent stays absent)."""
+    out: dict[str, Any] = {"name": spec.name, "image": spec.image, "namespace": spec.namespace}
+    optional = {
+        "envProcess": spec.env_process,
+        "envVars": spec.env_vars,
+        "constraints": list(spec.constraints),
+        "secrets": list(spec.secrets),
+        "annotations": spec.annotations,
+        "limits": spec.limits,
+        "requests": spec.requests,
+        "readOnlyRootFilesystem": spec.read_only_root_filesystem,
+    }
+    out.update({key: value for key, value in optional.items() if value})
+    out["labels"] = {**spec.labels, "faas_function": spec.name}
+    return out
+
+
+def status_json(
+    spec: FunctionSpec, *, replicas: int, available: int, invocations: int, created_at_s: float
+) -> dict[str, Any]:
+    """A FunctionStatus."""
+    return {
+        **spec_json(spec),
+        "replicas": replicas,
+        "availableReplicas": available,
+        "invocationCount": invocations,
+        "createdAt": rfc3339(created_at_s),
+    }
+
+
+def parse_scale(data: Mapping[str, Any]) -> int:
+    """The wanted replicas of a ScaleServiceRequest.
+
+    Raises:
+        InvalidInput: when `replicas` is not a whole number from 0 to 1000.
+    """
+    replicas = data.get("replicas")
+    if type(replicas) is not int or not 0 <= replicas <= 1000:
+        raise InvalidInput(f"replicas {replicas!r} is not allowed; write a whole number from 0 to 1000")
+    return replicas
+
+
+def split_name(text: str, namespace: str) -> str:
+    """The function's name from `name` or `name.namespace`; what is in a foreign namespace keeps its dot."""
+    return text.removesuffix(f".{namespace}")
+
+
+def rfc3339(seconds: float) -> str:
+    """Seconds since the epoch, with the zone that Go insists on."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_rfc3339_s(text: str) -> float:
+    """Seconds since the epoch.
+
+    Raises:
+        InvalidInput: when `text` is no RFC 3339 time with a zone.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise InvalidInput(f"since: {text!r} is not a time such as 2026-01-31T12:00:00Z")
+    return moment.timestamp()
+
+
+def _strings(data: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, str]:
+    value = data.get(key) or {}
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        faults.append(f"{key} must be an object of strings")
+        return {}
+    return value
+
+
+def _list(data: Mapping[str, Any], key: str, faults: list[str]) -> tuple[str, ...]:
+    value = data.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        faults.append(f"{key} must be a list of strings")
+        return ()
+    return tuple(value)
+
+
+def _resources(data: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, str] | None:
+    value = _strings(data, key, faults)
+    for name, parse in (("memory", parse_memory_bytes), ("cpu", parse_cpu_cores)):
+        if value.get(name):
+            try:
+                parse(value[name], f"{key}.{name}")
+            except InvalidInput as fault:
+                faults.append(str(fault))
+    return value or None

@@ -1,0 +1,123 @@
+"""Edge: time a function's batches in a child process that is pinned to the cores it would get.
+
+The child is the watchdog itself (`python -m infless_watchdog --curve`), so what is timed is what will serve.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infless_core.errors import BackendError
+from infless_core.model import Configuration, ProfilePoint
+
+INFLATION = 1.1
+"""The paper plans with predictions inflated by 10 % (INFless, section 3.3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """Raw samples of one configuration."""
+
+    configuration: Configuration
+    samples_s: tuple[float, ...]
+    memory_bytes: int
+
+    @property
+    def point(self) -> ProfilePoint:
+        """What the planner uses: the median, inflated."""
+        return ProfilePoint(
+            configuration=self.configuration,
+            exec_s=statistics.median(self.samples_s) * INFLATION,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+def batch_sizes(batch_max: int) -> tuple[int, ...]:
+    """Powers of two up to `batch_max`, and `batch_max` itself (the paper's grid)."""
+    sizes = [1 << power for power in range(batch_max.bit_length()) if 1 << power <= batch_max]
+    return tuple(sorted({*sizes, batch_max}))
+
+
+def core_counts(cpu_cores: int) -> tuple[int, ...]:
+    """Powers of two up to the machine's cores, and all of them."""
+    return batch_sizes(cpu_cores)
+
+
+def measure_function(
+    bundle: Path,
+    environment: Mapping[str, str],
+    *,
+    batches: Sequence[int],
+    cores: Sequence[int],
+    budget_s: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Measurement]:
+    """Time every `(batch, cores)` of a bundle.
+
+    Args:
+        bundle: folder with `function/` and `infless_watchdog/`.
+        environment: the function's own variables.
+        batches: batch sizes.
+        cores: core counts; each is a run of its own, pinned to that many cores.
+        budget_s: seconds of timing for each core count, start not included.
+        progress: told what is being measured.
+
+    Returns:
+        Measurements, or nothing when the function has no example to be timed with.
+
+    Raises:
+        BackendError: when the function cannot be loaded or fails on its own example; carries its words.
+    """
+    found: list[Measurement] = []
+    for count in cores:
+        progress(f"timing batches {', '.join(map(str, batches))} on {count} core(s)")
+        for record in _run_curve(bundle, environment, batches, count, budget_s):
+            if "unknown" in record:
+                return []
+            configuration = Configuration(batch=int(record["batch"]), cpu_cores=count)
+            found.append(
+                Measurement(
+                    configuration=configuration,
+                    samples_s=tuple(record["exec_s"]),
+                    memory_bytes=int(record["memory_bytes"]),
+                )
+            )
+    return found
+
+
+def _run_curve(
+    bundle: Path, environment: Mapping[str, str], batches: Sequence[int], cores: int, budget_s: float
+) -> list[dict[str, Any]]:
+    command = [
+        sys.executable, "-m", "infless_watchdog", "--curve", ",".join(map(str, batches)), "--budget-s", str(budget_s),
+    ]  # fmt: skip
+    env = {**child_environment(bundle, environment), "cpu_cores": str(cores)}
+    child = subprocess.Popen(
+        command, env=env, cwd=bundle, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    with child:
+        # Before it has any thread: everything it starts inherits the cores.
+        os.sched_setaffinity(child.pid, sorted(os.sched_getaffinity(0))[-cores:])
+        try:
+            out, err = child.communicate(timeout=60 + 20 * budget_s)
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            raise BackendError(f"timing {bundle.name} did not end within {error.timeout:.0f} s") from error
+    if child.returncode != 0:
+        words = [line for line in err.splitlines() if line.strip()]
+        raise BackendError(words[-1] if words else f"timing ended with exit code {child.returncode}")
+    return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+
+def child_environment(bundle: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that runs a bundle: the function's own variables and nothing of ours but PATH."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
+    return {**kept, **environment, "PYTHONPATH": str(bundle), "function_dir": str(bundle / "function")}

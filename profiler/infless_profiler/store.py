@@ -1,0 +1,72 @@
+"""The profile database: measured execution times by function digest and configuration. All SQL of it is here."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+from infless_core.errors import StateError
+from infless_core.model import Configuration
+from infless_profiler.measure import Measurement
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS measurement (
+    digest TEXT NOT NULL, machine TEXT NOT NULL,
+    batch INTEGER NOT NULL, cpu_cores INTEGER NOT NULL, gpu_percent INTEGER NOT NULL,
+    samples_s TEXT NOT NULL, memory_bytes INTEGER NOT NULL, measured_at_s REAL NOT NULL,
+    PRIMARY KEY (digest, machine, batch, cpu_cores, gpu_percent)
+)
+"""
+
+
+class ProfileStore:
+    """Opened for each call: several processes (the provider, `infless profile`) share the file."""
+
+    def __init__(self, path: Path, machine: str) -> None:
+        self._path = path
+        self._machine = machine
+
+    def load(self, digest: str) -> list[Measurement]:
+        """Every measurement of one function on this machine, smallest configuration first."""
+        with self._open() as db:
+            rows = db.execute(
+                "SELECT batch, cpu_cores, gpu_percent, samples_s, memory_bytes FROM measurement"
+                " WHERE digest = ? AND machine = ? ORDER BY batch, cpu_cores, gpu_percent",
+                (digest, self._machine),
+            ).fetchall()
+        return [
+            Measurement(
+                configuration=Configuration(batch=batch, cpu_cores=cores, gpu_percent=gpu),
+                samples_s=tuple(json.loads(samples)),
+                memory_bytes=memory,
+            )
+            for batch, cores, gpu, samples, memory in rows
+        ]
+
+    def save(self, digest: str, measurements: Iterable[Measurement], now_s: float) -> None:
+        """Keep measurements; a newer one replaces an older one of the same configuration.
+
+        Raises:
+            StateError: when the database cannot be written.
+        """
+        rows = [
+            (
+                digest, self._machine, m.configuration.batch, m.configuration.cpu_cores, m.configuration.gpu_percent,
+                json.dumps(m.samples_s), m.memory_bytes, now_s,
+            )
+            for m in measurements
+        ]  # fmt: skip
+        with self._open() as db, db:
+            db.executemany("INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def _open(self) -> closing[sqlite3.Connection]:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self._path, timeout=10)
+            db.execute(_SCHEMA)
+        except (sqlite3.Error, OSError) as error:
+            raise StateError(f"the profile database {self._path} cannot be opened: {error}") from error
+        return closing(db)

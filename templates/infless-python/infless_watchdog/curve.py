@@ -1,0 +1,64 @@
+"""`--curve`: load a function and time its batches, without serving. What the profiler runs in a child process."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+
+from infless_watchdog.handlers import Model, load_model
+from infless_watchdog.isolation import ItemError, run_isolated
+from infless_watchdog.settings import Settings
+
+WARM_UPS = 2
+TOO_SLOW_S = 1.0
+"""Batches larger than one that takes this long are not timed: no usual target needs them, and minutes would pass."""
+
+
+def write_curve(settings: Settings, batches: Iterable[int], budget_s: float) -> int:
+    """Print one JSON line for each batch size: `{"batch", "exec_s": [samples], "memory_bytes"}`.
+
+    A function without an example cannot be timed and prints `{"unknown": reason}`; that is no failure.
+
+    Args:
+        settings: of the instance whose execution is timed.
+        batches: sizes to time, each for an equal share of the budget, at least 3 runs.
+        budget_s: seconds for all sizes together.
+    """
+    model = load_model(settings)
+    example = model.example()
+    if example is None:
+        _print({"unknown": "handler.py has no example(), so there is nothing to time it with"})
+        return 0
+    sizes = sorted(set(batches)) if model.batched else [1]
+    for size in sizes:
+        samples = _time(model, [example] * size, budget_s / len(sizes))
+        _print({"batch": size, "exec_s": samples, "memory_bytes": _resident_bytes()})
+        if min(samples) > TOO_SLOW_S:
+            break
+    model.close()
+    return 0
+
+
+def _time(model: Model, items: list[object], budget_s: float) -> list[float]:
+    samples: list[float] = []
+    ends_s = time.perf_counter() + budget_s
+    while len(samples) < WARM_UPS + 3 or (time.perf_counter() < ends_s and len(samples) < 200):
+        started_s = time.perf_counter()
+        answers = run_isolated(model.predict, items)
+        samples.append(time.perf_counter() - started_s)
+        failed = next((answer for answer in answers if isinstance(answer, ItemError)), None)
+        if failed is not None:
+            raise SystemExit(f"the handler fails on its own example() in a batch of {len(items)}: {failed}")
+    return samples[WARM_UPS:]
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - no Path for a kernel file
+        return int(statm.read().split()[1]) * 4096
+
+
+def _print(record: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()

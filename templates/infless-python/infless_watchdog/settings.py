@@ -1,0 +1,136 @@
+"""Settings of an instance: a pure function of the environment, all faults reported at once.
+
+OpenFaaS's names and forms are honoured (of-watchdog 0.11: durations are Go durations or bare seconds).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class SettingsError(ValueError):
+    """One or more environment variables are wrong; the message has a line for each."""
+
+
+def duration_s(text: str) -> float:
+    """Seconds from `"200ms"`, `"1m30s"` or bare seconds `"20"`."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"{text!r} is not a duration such as '200ms', '20s' or '20'")
+    scale = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    return sum(float(number) * scale[unit] for number, unit in parts)
+
+
+def _whole(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d+", text) or int(text) < low:
+            raise ValueError(f"{text!r} is not a whole number of at least {low}")
+        return int(text)
+
+    return parse
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def shapes(text: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of one item by input name, from `"x=3,48,192;y=10"`; a lone `"3,48,192"` has the name ''."""
+    found: dict[str, tuple[int, ...]] = {}
+    for part in filter(None, text.replace(" ", "").split(";")):
+        name, _, dims = part.rpartition("=")
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", dims):
+            raise ValueError(f"{part!r} is not a shape such as 'x=3,48,192'")
+        found[name] = tuple(int(dim) for dim in dims.split(","))
+    return found
+
+
+def _fds(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+,\d+", text):
+        raise ValueError(f"{text!r} is not two file descriptors such as '3,4'")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _read(parse: Callable[[str], Any], default: Any) -> Any:
+    return field(default=default, metadata={"parse": parse})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:  # each `_read` is a dataclass field
+    """Each field is the environment variable of the same name, without its unit (`_s`, `_bytes`)."""
+
+    port: int = _read(_whole(1), 8080)
+    """Requests, `/_/health`, `/_/ready`."""
+    metrics_port: int = _read(_whole(1), 8081)
+    """`/metrics`; kept apart from requests, as of-watchdog does."""
+    listen_fds: tuple[int, ...] = _read(_fds, ())
+    """Two bound sockets handed over by a supervisor, instead of the two ports: no port can be lost in between."""
+    function_dir: str = _read(str, "function")
+    """Folder with `handler.py` or `model.onnx`."""
+    function_name: str = _read(str, "function")
+    """Name of the model in the Open Inference Protocol."""
+    batch_max: int = _read(_whole(1), 32)
+    """Largest batch (the paper's limit)."""
+    latency_target_s: float = _read(duration_s, 0.5)
+    """Time from a request's arrival to its answer."""
+    cpu_cores: int = _read(_whole(1), 1)
+    """Threads of the model runtime."""
+    keep_up_load: float = _read(_share, 0.5)
+    """See `batching.BatchPolicy`; 0 waits as the paper does."""
+    input_shape: dict[str, tuple[int, ...]] = _read(shapes, None)
+    """Shape of one item for models with dynamic axes, for raw bodies, warm-up and profiling."""
+    model_device: str = _read(str, "cpu")
+    """`cpu` or `cuda`."""
+    exec_timeout_s: float = _read(duration_s, 30.0)
+    """Longest time from arrival to answer, then 504 (of-watchdog's default)."""
+    read_timeout_s: float = _read(duration_s, 30.0)
+    write_timeout_s: float = _read(duration_s, 30.0)
+    healthcheck_interval_s: float = _read(duration_s, 2.0)
+    """After SIGTERM requests are still taken for this long, so that a load balancer can notice."""
+    max_inflight: int = _read(_whole(0), 0)
+    """429 above this many requests at once; 0 is no limit (of-watchdog)."""
+    queue_max: int = _read(_whole(1), 1024)
+    """503 with Retry-After above this many waiting requests: 32 full batches are more than any target can hold."""
+    log_file: str = _read(str, "")
+    """Write stdout and stderr there, a time before each line; empty leaves them alone."""
+    body_max_bytes: int = _read(_whole(1), 64 * 1024 * 1024)
+    """413 above."""
+
+
+def variable_name(field_name: str) -> str:
+    """The environment variable of a field: units live in our names, not in OpenFaaS's."""
+    return field_name if field_name.endswith("max_bytes") else field_name.removesuffix("_s")
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Settings from the environment; variables that are not ours are the function's own.
+
+    Raises:
+        SettingsError: a line for each wrong variable.
+    """
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for name, spec in Settings.__dataclass_fields__.items():
+        variable = variable_name(name)
+        text = environ.get(variable, "").strip()
+        if not text:
+            continue
+        try:
+            values[name] = spec.metadata["parse"](text)
+        except ValueError as fault:
+            faults.append(f"environment variable {variable}: {fault}")
+    if faults:
+        raise SettingsError("\n".join(faults))
+    values.setdefault("input_shape", {})
+    return Settings(**values)

@@ -1,0 +1,105 @@
+"""A gunicorn worker class of our own: gunicorn keeps sockets, signals and supervision, uvloop runs the service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import uvloop
+from gunicorn.app.base import BaseApplication
+from gunicorn.workers.base import Worker
+
+BOOT_FAILED = 3
+"""gunicorn's WORKER_BOOT_ERROR: the arbiter stops instead of restarting a worker that can never start."""
+
+
+class Service(Protocol):
+    """What runs in the worker."""
+
+    async def start(self, sockets: list[Any]) -> None:
+        """Begin to serve on the bound sockets; raise to refuse the start."""
+        ...
+
+    async def stop(self, *, graceful: bool) -> None:
+        """Finish what is in the making (graceful) or end at once."""
+        ...
+
+
+class LoopWorker(Worker):  # type: ignore[misc] # gunicorn has no types
+    """Runs one `Service` on uvloop."""
+
+    def init_signals(self) -> None:
+        """Signals are taken by the event loop in `run`; until then the defaults end the worker."""
+        for name in self.SIGNALS:
+            signal.signal(name, signal.SIG_DFL)
+
+    def run(self) -> None:
+        """The main loop of a gunicorn worker."""
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(self._serve())
+        if code:
+            raise SystemExit(code)
+
+    async def _serve(self) -> int:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[bool] = loop.create_future()
+
+        def end(graceful: bool) -> None:
+            if not ended.done():
+                ended.set_result(graceful)
+
+        for name in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(name, end, True)
+        for name in (signal.SIGINT, signal.SIGQUIT):
+            loop.add_signal_handler(name, end, False)
+        loop.add_signal_handler(signal.SIGABRT, os._exit, 1)
+        service: Service = self.wsgi
+        beat = asyncio.ensure_future(self._beat(end))
+        try:
+            await service.start([listener.sock for listener in self.sockets])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the instance cannot serve
+            self.log.error("%s", error)  # noqa: TRY400 - LoadError is a sentence, its traceback is noise
+            beat.cancel()
+            return BOOT_FAILED
+        graceful = await ended
+        await service.stop(graceful=graceful)
+        beat.cancel()
+        return 0
+
+    async def _beat(self, end: Callable[[bool], None]) -> None:
+        """Tell the arbiter that we live, and leave when it no longer does."""
+        while True:
+            self.notify()
+            if os.getppid() != self.ppid:
+                self.log.error("the supervisor is gone; ending")
+                end(True)
+            await asyncio.sleep(1.0)
+
+
+class ServiceApplication(BaseApplication):  # type: ignore[misc] # gunicorn has no types
+    """Runs a `Service` under gunicorn with one worker: one process owns the queue."""
+
+    def __init__(self, factory: Callable[[], Service], **options: Any) -> None:
+        self._factory = factory
+        self._options = {
+            "worker_class": LoopWorker,
+            "workers": 1,
+            "timeout": 0,  # a long batch or model load is no reason to kill; exec_timeout is the watchdog's own
+            "accesslog": None,
+            "errorlog": "-",
+            "loglevel": "warning",
+            **options,
+        }
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Set gunicorn's settings; nothing is read from files or the command line."""
+        for name, value in self._options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Service:
+        """Build the service in the worker process."""
+        return self._factory()

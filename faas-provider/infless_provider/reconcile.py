@@ -103,10 +103,8 @@ def reconcile(plan: Plan, bounds: Mapping[str, Bounds], actual: Iterable[Actual]
         else:
             others.append(Drain(id=id_, reason="not in the plan" if bound else "its function was removed"))
     for function, bound in sorted(bounds.items()):
-        for _ in range(bound.least - count[function]):
-            starts.append(
-                Start(function=function, configuration=bound.spare, reason=f"keeps the least of {bound.least}")
-            )
+        spare = Start(function=function, configuration=bound.spare, reason=f"keeps the least of {bound.least}")
+        starts += [spare] * (bound.least - count[function])
     return (*starts, *others)
 
 

@@ -33,6 +33,7 @@ def run(settings: Settings) -> None:
         StateError: the state folder cannot be used.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("mip").setLevel(logging.WARNING)
     try:
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(settings.state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)

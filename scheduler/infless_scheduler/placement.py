@@ -168,7 +168,8 @@ def trimmed(task: Task, placements: Iterable[Placement]) -> tuple[Placement, ...
     Solvers stopped by their time limit may hold some; removing one never breaks a rule or a goal.
     """
     beta = task.problem.beta
-    spare = {f: rate - task.wanted_rps[f] for f, rate in capacity_rps(placements := tuple(placements)).items()}
+    placements = tuple(placements)
+    spare = {function: rate - task.wanted_rps[function] for function, rate in capacity_rps(placements).items()}
     kept = []
     for placement in sorted(placements, key=lambda p: -p.offer.weight(beta)):
         if placement.offer.window.up_rps <= spare[placement.function]:

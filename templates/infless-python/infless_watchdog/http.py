@@ -62,7 +62,7 @@ class Exchange:
         self.status = 0
         self.done = False
         self.client_gone = False
-        self.on_gone: Callable[[], None] | None = None
+        self.on_gone: Callable[[], object] | None = None
         """Called once when the client leaves before the answer is complete."""
 
     def header(self, name: bytes) -> bytes | None:

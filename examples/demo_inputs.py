@@ -1,6 +1,6 @@
 """Inputs for the demo and the benchmarks, and the right answers to them.
 
-Inputs are drawn, from a seed, with numpy alone: the same seed gives the same bytes everywhere. Answers are computed
+Inputs are drawn from a seed, with numpy alone: the same seed gives the same inputs. Answers are computed
 with onnxruntime directly, one input at a time, and share no code with the handlers that they judge.
 """
 

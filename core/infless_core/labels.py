@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +22,7 @@ SCALE_ZERO_DURATION = "com.openfaas.scale.zero-duration"
 
 _OURS = (TARGET, PERCENTILE, BATCH_MAX, GPU)
 
+_WHOLE = re.compile(r"[0-9]{1,9}")
 _T = TypeVar("_T")
 
 
@@ -80,7 +82,7 @@ def parse_wishes(labels: Mapping[str, str]) -> Wishes:
     default = Wishes()
     to_zero = read(SCALE_ZERO, _boolean, default.scale_to_zero)
     wishes = Wishes(
-        latency_target_s=read(TARGET, _target_s, default.latency_target_s),
+        latency_target_s=read(TARGET, parse_target_s, default.latency_target_s),
         latency_percentile=read(PERCENTILE, _percentile, default.latency_percentile),
         batch_max=read(BATCH_MAX, _between(1, 1024), default.batch_max),
         gpu=read(GPU, _gpu, default.gpu),
@@ -96,7 +98,12 @@ def parse_wishes(labels: Mapping[str, str]) -> Wishes:
     return wishes
 
 
-def _target_s(text: str, where: str) -> float:
+def parse_target_s(text: str, where: str) -> float:
+    """A latency target in seconds.
+
+    Raises:
+        InvalidInput: when `text` is no duration, or one that nobody can mean.
+    """
     target_s = parse_duration_s(text, where)
     if not 0.001 <= target_s <= 600:
         raise InvalidInput(f"{where}: {text!r} is out of range; allowed is 1ms to 10m")
@@ -115,7 +122,7 @@ def _percentile(text: str, where: str) -> float:
 
 def _between(low: int, high: int) -> Callable[[str, str], int]:
     def parse(text: str, where: str) -> int:
-        if not text.strip().isascii() or not text.strip().isdigit() or not low <= int(text) <= high:
+        if not _WHOLE.fullmatch(text.strip()) or not low <= int(text) <= high:
             raise InvalidInput(f"{where}: {text!r} is not allowed; write a whole number from {low} to {high}")
         return int(text)
 

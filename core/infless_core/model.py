@@ -6,6 +6,7 @@ Rules that need several values at once (capacity, rates) are the planner's; `inf
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -38,7 +39,7 @@ class ProfilePoint:
     gpu_memory_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if not self.exec_s > 0 or self.memory_bytes < 0 or self.gpu_memory_bytes < 0:
+        if not 0 < self.exec_s < math.inf or self.memory_bytes < 0 or self.gpu_memory_bytes < 0:
             raise InvalidInput(f"profile point {self.configuration}: exec_s is above 0, memory is not negative")
 
 
@@ -48,6 +49,10 @@ class Gpu:
 
     id: str
     memory_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes < 0:
+            raise InvalidInput(f"gpu {self.id}: memory_bytes is not negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +81,7 @@ class FunctionDemand:
     latency_percentile: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.latency_target_s > 0 or self.rate_rps < 0 or self.max_batch < 1:
+        if not 0 < self.latency_target_s < math.inf or not 0 <= self.rate_rps < math.inf or self.max_batch < 1:
             raise InvalidInput(
                 f"function {self.id}: latency_target_s is above 0, rate_rps not negative, max_batch at least 1"
             )

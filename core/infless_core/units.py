@@ -10,7 +10,10 @@ from fractions import Fraction
 
 from infless_core.errors import InvalidInput
 
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+_NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
+"""Fifteen digits: exact in a float, and nothing that somebody measured needs more."""
+_BARE = re.compile(_NUMBER)
+_DURATION_PART = re.compile(rf"({_NUMBER})(ns|us|µs|ms|s|m|h)")
 _SECONDS = {
     "ns": Fraction(1, 10**9),
     "us": Fraction(1, 10**6),
@@ -20,11 +23,11 @@ _SECONDS = {
     "m": Fraction(60),
     "h": Fraction(3600),
 }
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
+_QUANTITY = re.compile(rf"({_NUMBER})([A-Za-z]*)")
 _BYTES = {
     "": 1,
-    "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+    "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60,
 }  # fmt: skip
 
 
@@ -39,7 +42,7 @@ def parse_duration_s(text: str, where: str = "duration") -> float:
         InvalidInput: when `text` is neither.
     """
     stripped = text.strip()
-    if re.fullmatch(r"\d+(?:\.\d+)?", stripped):
+    if _BARE.fullmatch(stripped):
         return float(stripped)
     parts = _DURATION_PART.findall(stripped)
     if not parts or "".join(number + unit for number, unit in parts) != stripped:
@@ -49,9 +52,9 @@ def parse_duration_s(text: str, where: str = "duration") -> float:
 
 def format_duration(seconds: float) -> str:
     """The shortest of `"200ms"`, `"1.5s"` that says the same, to three significant digits."""
-    if seconds < 1:
+    if seconds < 0.9995:  # what rounds to 1000 would be written 1e+03
         return f"{seconds * 1000:.3g}ms"
-    return f"{seconds:.3g}s" if seconds < 1000 else f"{seconds:.0f}s"
+    return f"{seconds:.3g}s" if seconds < 999.5 else f"{seconds:.0f}s"
 
 
 def parse_memory_bytes(text: str, where: str = "memory") -> int:

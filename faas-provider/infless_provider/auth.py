@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import os
 import secrets
@@ -29,9 +28,12 @@ def ensure_password(path: Path) -> str:
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_urlsafe(24) + "\n")
             draft.replace(path)
-        return path.read_text().strip()
-    except OSError as error:
+        password = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
         raise StateError(f"the password file {path} cannot be used: {error}") from error
+    if not password:
+        raise StateError(f"the password file {path} is empty: write a password into it, or remove it for a new one")
+    return password
 
 
 def allowed(header: str | None, password: str) -> bool:
@@ -46,7 +48,7 @@ def allowed(header: str | None, password: str) -> bool:
         return False
     try:
         user, _, given = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not ASCII, not UTF-8
         return False
     right_user = hmac.compare_digest(user.encode(), USER.encode())
     return hmac.compare_digest(given.encode(), password.encode()) and right_user

@@ -106,8 +106,7 @@ class Controller:
 
     def _keep(self, spec: FunctionSpec) -> StoredFunction:
         found = bundles.find_bundle(self._settings.bundles_dir, spec.name, spec.image)
-        code = bundles.digest_of(found)
-        kept = bundles.keep_copy(found, code, self._settings.state_dir / "bundles")
+        code, kept = bundles.keep_copy(found, self._settings.state_dir / "bundles")
         digest = bundles.profile_key(code, spec.env_vars)
         return StoredFunction(spec=spec, bundle=str(kept), digest=digest, created_at_s=self._clock.wall_s())
 

@@ -1,16 +1,10 @@
 """HTTP/1.1 client for one address: keep-alive connections, one request at a time on each, httptools parses.
 
 It runs once per proxied request, so the common case (an answer that arrives in one piece) costs one future, one timer
-and one parser run. What it promises about failures is what a proxy must know before it may send a request again:
+and one parser run.
 
-::
-
-    UpstreamError
-    ├── NotSent     no byte of the request was written: always safe to send again
-    ├── Broken      written, then the connection closed early or spoke garbage: the work may have been done
-    └── TimedOut    written, then no complete answer in time: the work may still be going on
-
-A pooled connection is asked, by a poll of its socket, whether the peer has closed it *before* anything is written; a
+What it promises about failures (`upstream_reply`) is what a proxy must know before it may send a request again. A
+pooled connection is asked, by a poll of its socket, whether the peer has closed it *before* anything is written; a
 stale one is dropped and the next one or a fresh one is taken, unseen by the caller. A connection that closes after the
 first byte was written is `Broken` even when it was reused: a peer that read the request and died looks the same as one
 that never read it, and a prediction must not run twice unknown to the caller.
@@ -20,157 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import cast
 
 import httptools
 
-from infless_core.errors import BackendError
+from infless_provider.upstream_reply import Broken, Header, NotSent, Reply, TimedOut, UpstreamError
 
-Header = tuple[bytes, bytes]
+__all__ = ["Broken", "Header", "NotSent", "Reply", "TimedOut", "Upstream", "UpstreamError"]
 
-_HIGH_WATER_BYTES = 256 * 1024
-"""Unread bytes of one answer after which its connection is no longer read from; four pieces of a 64 KiB socket read."""
 _BODILESS = frozenset({204, 304})
 _LENGTH_EXPECTED = frozenset({"POST", "PUT", "PATCH"})
 """RFC 9110, section 8.6: these say `content-length: 0` when they carry nothing."""
 _STALE = select.POLLIN | select.POLLHUP | select.POLLERR
-
-
-class UpstreamError(BackendError):
-    """The request has no answer. The leaf says whether it may be sent again."""
-
-
-class NotSent(UpstreamError):  # noqa: N818 - a sentence names the fault, not the class
-    """No byte was written: the address refused, could not be reached in time, or the client is closed."""
-
-
-class Broken(UpstreamError):  # noqa: N818
-    """The connection closed before the answer was complete, or what came is not HTTP/1.1."""
-
-
-class TimedOut(UpstreamError):  # noqa: N818
-    """The answer was not complete in time; its connection is cut."""
-
-
-class Reply:
-    """One answer: its head is there when `request` returns, its body may still be arriving.
-
-    Either look at `body` when `complete`, or call `read()`, or iterate `chunks()` to the end, or `close()`.
-    """
-
-    __slots__ = ("_connection", "_failure", "_head_only", "_pieces", "_size", "_waiter", "_whole",
-                 "began", "complete", "headers", "status")  # fmt: skip
-
-    def __init__(self, connection: _Connection, *, head_only: bool) -> None:
-        self.status = 0
-        """0 until the head is complete."""
-        self.headers: list[Header] = []
-        """Names in lower case, in the order they came."""
-        self.complete = False
-        """The last byte of the body is here."""
-        self.began = False
-        """Any byte of the answer has come."""
-        self._connection = connection
-        self._head_only = head_only
-        self._failure: UpstreamError | None = None
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._whole = False  # `read` takes everything: no back-pressure
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def body(self) -> bytes:
-        """The whole body of a `complete` reply that nobody iterates; before that, what has come so far."""
-        if len(self._pieces) > 1:
-            self._pieces = [b"".join(self._pieces)]
-        return self._pieces[0] if self._pieces else b""
-
-    async def read(self) -> bytes:
-        """The whole body.
-
-        Raises:
-            Broken: the connection closed early.
-            TimedOut: the request's `timeout_s` passed.
-        """
-        self._whole = True
-        while not self.complete:
-            await self._progress()
-        return self.body
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. A slow consumer holds back the sender, not this process's memory.
-
-        Leaving the iteration early gives the answer up, as `close` does.
-
-        Raises:
-            Broken: the connection closed early.
-            TimedOut: the request's `timeout_s` passed.
-        """
-        try:
-            while not (self.complete and not self._pieces):
-                if self._pieces:
-                    piece = self.body
-                    self._pieces = []
-                    self._size = 0
-                    yield piece
-                else:
-                    await self._progress()
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """The answer is no longer wanted: cut its connection, unless it is complete."""
-        if not self.complete and self._failure is None:
-            self.fail(Broken("the answer was given up by its reader"))
-            self._connection.cut()
-
-    # the connection's side -------------------------------------------------------------------------------------------
-
-    async def _progress(self) -> None:
-        """Wait for more of the answer, its end, or its failure."""
-        if self._failure is not None:
-            raise self._failure
-        self._connection.resume()
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        except asyncio.CancelledError:
-            self.close()
-            raise
-        finally:
-            self._waiter = None
-        # Pieces that came before the failure were handed out already; what is left is an unusable rest.
-        if self._failure is not None:
-            raise self._failure
-
-    async def head(self) -> None:
-        """Wait until `status` and `headers` are there."""
-        while not self.status:
-            await self._progress()
-
-    def add(self, piece: bytes) -> bool:
-        """Keep a piece of the body; false when the connection should pause."""
-        self._pieces.append(piece)
-        self._size += len(piece)
-        return self._whole or self._size <= _HIGH_WATER_BYTES
-
-    def fail(self, failure: UpstreamError) -> None:
-        """There will be no (more) answer."""
-        if not self.complete and self._failure is None:
-            self._failure = failure
-            self.wake()
-
-    def wake(self) -> None:
-        """Something has changed."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def ends_with_connection(self) -> bool:
-        """Whether the body has no length of its own and lasts until the peer closes (RFC 9112, section 6.3)."""
-        fields = dict(self.headers)
-        chunked = b"chunked" in fields.get(b"transfer-encoding", b"").lower()
-        return self.status > 0 and b"content-length" not in fields and not chunked
 
 
 class _Connection(asyncio.Protocol):
@@ -202,7 +58,7 @@ class _Connection(asyncio.Protocol):
         self._transport = None
         reply = self._reply
         if reply is not None:
-            if exc is None and reply.ends_with_connection() and reply._failure is None:
+            if exc is None and reply.ends_with_connection() and not reply.failed:
                 self._reusable = False
                 self._finish()
             else:
@@ -255,7 +111,7 @@ class _Connection(asyncio.Protocol):
             return
         reply.status = status
         reply.headers = self._headers
-        if reply._head_only or status in _BODILESS:
+        if reply.head_only or status in _BODILESS:
             # The parser cannot be told that no body follows a content-length; the next answer gets a new one.
             self._finish()
 
@@ -310,7 +166,7 @@ class _Connection(asyncio.Protocol):
             return
         reply.complete = True
         self._reusable = self._reusable and self._parser.should_keep_alive()
-        if reply._head_only or reply.status in _BODILESS:
+        if reply.head_only or reply.status in _BODILESS:
             self._parser = httptools.HttpResponseParser(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -345,10 +201,11 @@ class Upstream:
     Args:
         host: name or address.
         port: TCP port.
-        connect_timeout_s: longest time for the TCP handshake; on one machine or rack a second is an age.
+        connect_timeout_s: longest time for the TCP handshake. Linux repeats a lost first packet after 1 s; the default
+            leaves room for one repetition, as when a burst overflows the peer's accept queue.
     """
 
-    def __init__(self, host: str, port: int, *, connect_timeout_s: float = 1.0) -> None:
+    def __init__(self, host: str, port: int, *, connect_timeout_s: float = 1.5) -> None:
         self.address = f"{host}:{port}"
         self._host = host
         self._port = port

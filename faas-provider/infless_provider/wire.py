@@ -55,6 +55,12 @@ def parse_deployment(data: Mapping[str, Any], namespace: str) -> FunctionSpec:
         faults.append(f"namespace {wanted!r} does not exist; the only one is {namespace!r}")
     env = _strings(data, "envVars", faults)
     faults.extend(f"envVars: {key!r} is not a variable name" for key in env if not _ENV_NAME.fullmatch(key))
+    faults.extend(f"envVars: the value of {key!r} is not text" for key, value in env.items() if not _is_text(value))
+    process, read_only = data.get("envProcess") or "", data.get("readOnlyRootFilesystem") or False
+    if not isinstance(process, str):
+        faults.append("envProcess must be a string")
+    if not isinstance(read_only, bool):
+        faults.append("readOnlyRootFilesystem must be true or false")
     spec_parts = {
         "labels": _strings(data, "labels", faults),
         "annotations": _strings(data, "annotations", faults),
@@ -69,9 +75,9 @@ def parse_deployment(data: Mapping[str, Any], namespace: str) -> FunctionSpec:
         name=str(name),
         image=str(image),
         namespace=namespace,
-        env_process=str(data.get("envProcess") or ""),
+        env_process=str(process),
         env_vars=env,
-        read_only_root_filesystem=bool(data.get("readOnlyRootFilesystem")),
+        read_only_root_filesystem=bool(read_only),
         **spec_parts,  # type: ignore[arg-type] # each was read by its own type above
     )
 
@@ -150,6 +156,11 @@ def _strings(data: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, 
         faults.append(f"{key} must be an object of strings")
         return {}
     return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether a process can be given it: no NUL, no half of a surrogate pair (JSON can say both)."""
+    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _list(data: Mapping[str, Any], key: str, faults: list[str]) -> tuple[str, ...]:

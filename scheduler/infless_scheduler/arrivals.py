@@ -54,7 +54,7 @@ def wave_rates(peak_rps: float, length_s: int = WAVE_S) -> list[float]:
 
     Args:
         peak_rps: rate of the burst, in requests per second.
-        length_s: number of values; the shape is stretched to it.
+        length_s: number of values; the shape is stretched to it, and has all its parts from 20 on.
     """
     return [peak_rps * _wave_share((second + 0.5) * WAVE_S / length_s) for second in range(length_s)]
 

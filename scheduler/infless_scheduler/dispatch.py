@@ -143,6 +143,8 @@ class _Wheel:
 
 
 _NOBODY: frozenset[str] = frozenset()
+_IDLE_RPS = 1e-6
+"""A weight below one request in eleven days is none; dividing by it would end in infinities."""
 
 
 class TurnDispatcher:
@@ -184,9 +186,9 @@ class TurnDispatcher:
         planned: list[_Lane] = []
         spare: list[_Lane] = []
         for id_, (weight, batch) in sorted(weights.items()):
-            cost = batch / (weight or 1.0)
-            lane = _Lane(id_, batch, cost, cost * waited.get(id_, 1.0))
-            (planned if weight > 0 else spare).append(lane)
+            idle = weight < _IDLE_RPS
+            cost = float(batch) if idle else batch / weight
+            (spare if idle else planned).append(_Lane(id_, batch, cost, cost * waited.get(id_, 1.0)))
         self._planned, self._spare = _Wheel(tuple(planned)), _Wheel(tuple(spare))
         self._carry_over_turn()
 

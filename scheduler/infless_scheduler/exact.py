@@ -15,6 +15,7 @@ from enum import StrEnum
 import mip
 
 from infless_core.clock import Clock
+from infless_scheduler.greedy import greedy
 from infless_scheduler.native_output import stdout_to_stderr
 from infless_scheduler.placement import (
     Placement,
@@ -64,6 +65,8 @@ class Goal(StrEnum):
     """Instances that do not stay as they are; a resized one counts less than a new one."""
 
 
+_CAPACITY_GOALS = (Goal.UNSERVED, Goal.OBJECTIVE)
+
 TIME_SHARE: Mapping[Goal, float] = {
     Goal.UNSERVED: 0.3,
     Goal.OBJECTIVE: 0.6,
@@ -104,7 +107,7 @@ def solve_exactly(task: Task, incumbent: tuple[Placement, ...], *, time_limit_s:
         clock: measures it.
     """
     deadline_s = clock.now_s() + time_limit_s
-    program = program_of(task)
+    narrow, wide = program_of(task, for_capacity=True), program_of(task)
     best, proven = incumbent, True
     limits: dict[Goal, float] = {}
     bound = objective_bound(task, unserved_rps(task, incumbent))
@@ -112,14 +115,17 @@ def solve_exactly(task: Task, incumbent: tuple[Placement, ...], *, time_limit_s:
         value = goal_value(task, goal, best)
         if value > _least(task, goal, bound) + _TOLERANCE:
             left_s = (deadline_s - clock.now_s()) * TIME_SHARE[goal]
+            program = narrow if goal in _CAPACITY_GOALS else wide
             stage = _solve(program, goal, limits, best, left_s)
-            if stage.status is not SolverStatus.FAILED and goal_value(task, goal, stage.placements) <= value:
+            if stage.status is not SolverStatus.FAILED and _no_worse(task, stage.placements, {**limits, goal: value}):
                 best = stage.placements
             value = goal_value(task, goal, best)
             proven = proven and stage.status is SolverStatus.OPTIMAL
             if goal is Goal.OBJECTIVE:
                 bound = max(bound, min(stage.bound, value))
         if goal is Goal.UNSERVED:
+            best = greedy(task, best)
+            value = goal_value(task, goal, best)
             bound = objective_bound(task, unserved_rps(task, best))
         limits[goal] = value
     best = trimmed(task, best)
@@ -139,6 +145,11 @@ def goal_value(task: Task, goal: Goal, placements: tuple[Placement, ...]) -> flo
         return math.fsum(placement.offer.weight(task.problem.beta) for placement in placements)
     kept, matched = _kept_and_matched(task, placements)
     return -float(kept * _keep_weight(task) + matched)
+
+
+def _no_worse(task: Task, placements: tuple[Placement, ...], limits: Mapping[Goal, float]) -> bool:
+    """Whether a solver's answer, rounded to whole instances, still keeps what was reached."""
+    return all(goal_value(task, goal, placements) <= limit + _TOLERANCE for goal, limit in limits.items())
 
 
 def _least(task: Task, goal: Goal, bound: float) -> float:

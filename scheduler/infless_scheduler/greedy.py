@@ -13,11 +13,20 @@ What the paper leaves open, and what holds here:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from infless_core.model import Problem
-from infless_scheduler.placement import NEGLIGIBLE, Offer, Placement, Task
+from infless_scheduler.placement import (
+    NEGLIGIBLE,
+    Offer,
+    Placement,
+    Task,
+    capacity_rps,
+    objective,
+    unserved_rps,
+)
 
 _EPSILON = 1e-9
 
@@ -37,12 +46,19 @@ class _Spot(NamedTuple):
     offer: Offer
 
 
-def greedy(task: Task) -> tuple[Placement, ...]:
-    """Place every wanted rate as far as it fits, function after function in the order of ids."""
-    cluster = _Cluster(task.problem)
-    placements = []
+def greedy(task: Task, placed: tuple[Placement, ...] = (), *, core_worth: float | None = None) -> tuple[Placement, ...]:
+    """Place every wanted rate as far as it fits, function after function in the order of ids.
+
+    Args:
+        task: what to place.
+        placed: instances that are there already and stay; they come first in the answer.
+        core_worth: what the score counts a core in GPU percent; the problem's beta, as in the paper, by default.
+    """
+    cluster = _Cluster(task.problem, placed, task.problem.beta if core_worth is None else core_worth)
+    placements = list(placed)
+    capacity = capacity_rps(placed)
     for function, rate_rps in task.wanted_rps.items():
-        residue_rps = rate_rps
+        residue_rps = rate_rps - capacity.get(function, 0.0)
         while residue_rps > NEGLIGIBLE * rate_rps:
             spot = _next_spot(task.offers[function], residue_rps, cluster)
             if spot is None:
@@ -52,17 +68,38 @@ def greedy(task: Task) -> tuple[Placement, ...]:
     return tuple(placements)
 
 
+def better_greedy(task: Task) -> tuple[Placement, ...]:
+    """The better of two greedy placements: the paper's, and one that counts a core at what it is worth here.
+
+    By peak speed a core is worth so little that the paper's score takes cores for everything until they are gone and
+    the GPUs beside them stand idle. Counting all cores of the cluster as much as all its GPUs halves the servers.
+    """
+    cores = sum(server.cpu_cores for server in task.problem.servers)
+    gpu_percent = sum(100 * len(server.gpus) for server in task.problem.servers)
+    both = [greedy(task)]
+    if gpu_percent and cores:
+        both.append(greedy(task, core_worth=gpu_percent / cores))
+
+    def loss(placements: tuple[Placement, ...]) -> tuple[float, float]:
+        return math.fsum(unserved_rps(task, placements).values()), objective(task, placements)
+
+    return min(both, key=loss)
+
+
 class _Cluster:
     """The free room, server by server. Lives as long as one run of `greedy`."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.beta = problem.beta
+    def __init__(self, problem: Problem, placed: tuple[Placement, ...], core_worth: float) -> None:
+        self.core_worth = core_worth
         self._gpu_ids = {server.id: tuple(gpu.id for gpu in server.gpus) for server in problem.servers}
         self._running = {(r.function, r.server, r.configuration) for r in problem.running}
         self._servers: dict[_Room, set[str]] = {}
         for server in problem.servers:
-            gpus = tuple((100, gpu.memory_bytes) for gpu in server.gpus)
-            self._servers.setdefault(_Room(server.cpu_cores, server.memory_bytes, gpus), set()).add(server.id)
+            room = _Room(server.cpu_cores, server.memory_bytes, tuple((100, gpu.memory_bytes) for gpu in server.gpus))
+            for p in placed:
+                if p.server == server.id:
+                    room = _less(room, None if p.gpu is None else self._gpu_ids[server.id].index(p.gpu), p.offer)
+            self._servers.setdefault(room, set()).add(server.id)
 
     def spots(self, offers: Iterable[Offer]) -> Iterator[_Spot]:
         """Where each offer fits, in the order that settles ties; of a server's GPUs the fullest that it fits on."""
@@ -77,8 +114,8 @@ class _Cluster:
 
     def score(self, spot: _Spot) -> float:
         """Eq. 10: throughput per resource, divided by the share of the free room that would stay unused."""
-        weight = max(spot.offer.weight(self.beta), _EPSILON)
-        free = self.beta * spot.room.cpu_cores + sum(percent for percent, _ in spot.room.gpus)
+        weight = max(spot.offer.weight(self.core_worth), _EPSILON)
+        free = self.core_worth * spot.room.cpu_cores + sum(percent for percent, _ in spot.room.gpus)
         return spot.offer.window.up_rps / weight / max(1 - weight / max(free, weight), _EPSILON)
 
     def take(self, function: str, spot: _Spot) -> Placement:
@@ -104,7 +141,7 @@ def _next_spot(offers: tuple[Offer, ...], residue_rps: float, cluster: _Cluster)
         cluster.spots(offers),
         key=lambda spot: (
             max(0.0, residue_rps - spot.offer.window.up_rps),
-            spot.offer.weight(cluster.beta),
+            spot.offer.weight(cluster.core_worth),
             -cluster.score(spot),
         ),
         default=None,

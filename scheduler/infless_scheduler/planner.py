@@ -14,7 +14,7 @@ from infless_core.errors import InvalidInput, PlanRejected
 from infless_core.model import Plan, PlanStatus, Problem
 from infless_scheduler.assign import instances_of, stopped, unserved_of
 from infless_scheduler.check import check
-from infless_scheduler.greedy import greedy
+from infless_scheduler.greedy import better_greedy, greedy
 from infless_scheduler.placement import (
     Placement,
     Solution,
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 TIME_LIMIT_S = 10.0
 """The authors' scaling loop runs every 10 s: a plan that takes longer answers a question nobody asks any more."""
-_EXACT_COLUMNS = 3000
+_EXACT_COLUMNS = 20_000
 """Up to about so many integer variables (offers x servers x GPUs) the exact model is worth its time under `auto`."""
 
 
@@ -68,12 +68,11 @@ def plan(
     clock = clock or SystemClock()
     begun_s = clock.now_s()
     task = task_of(problem)
-    name = _automatic(task) if solver == "auto" else solver
-    solution = _TABLE[name](task, time_limit_s=time_limit_s, clock=clock)
+    name, solution = _solve(task, solver, time_limit_s=time_limit_s, clock=clock)
     while True:
         if solution.status is SolverStatus.FAILED and name != "greedy":
             log.warning("solver %s failed; planning greedily instead", name)
-            name, solution = "greedy", _greedy(task, time_limit_s=time_limit_s, clock=clock)
+            name, solution = "greedy", _unproven(task, better_greedy(task))
         made = _plan_of(task, name, solution, solve_s=clock.now_s() - begun_s)
         try:
             check(problem, made)
@@ -86,7 +85,15 @@ def plan(
             return made
 
 
-def _automatic(task: Task) -> str:
+def _solve(task: Task, solver: str, *, time_limit_s: float, clock: Clock) -> tuple[str, Solution]:
+    if solver != "auto":
+        return solver, _TABLE[solver](task, time_limit_s=time_limit_s, clock=clock)
+    if _is_small(task):
+        return "exact", _TABLE["exact"](task, time_limit_s=time_limit_s, clock=clock)
+    return "greedy", _unproven(task, better_greedy(task))
+
+
+def _is_small(task: Task) -> bool:
     columns = sum(
         max(1, len(server.gpus)) if offer.configuration.gpu_percent else 1
         for function in task.wanted_rps
@@ -94,7 +101,7 @@ def _automatic(task: Task) -> str:
         for server in task.problem.servers
         if offer.fits(server)
     )
-    return "exact" if columns <= _EXACT_COLUMNS else "greedy"
+    return columns <= _EXACT_COLUMNS
 
 
 def _exact(task: Task, *, time_limit_s: float, clock: Clock) -> Solution:
@@ -104,11 +111,15 @@ def _exact(task: Task, *, time_limit_s: float, clock: Clock) -> Solution:
     except (ImportError, OSError) as missing:
         log.warning("the solver library cannot be loaded: %s", missing)
         return Solution(status=SolverStatus.FAILED)
-    return solve_exactly(task, trimmed(task, greedy(task)), time_limit_s=time_limit_s, clock=clock)
+    return solve_exactly(task, trimmed(task, better_greedy(task)), time_limit_s=time_limit_s, clock=clock)
 
 
 def _greedy(task: Task, *, time_limit_s: float, clock: Clock) -> Solution:  # noqa: ARG001 - takes milliseconds
-    placements = trimmed(task, greedy(task))
+    return _unproven(task, greedy(task))
+
+
+def _unproven(task: Task, placements: tuple[Placement, ...]) -> Solution:
+    placements = trimmed(task, placements)
     bound = objective_bound(task, unserved_rps(task, placements))
     return Solution(status=SolverStatus.FEASIBLE, placements=placements, bound=bound)
 

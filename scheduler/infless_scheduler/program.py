@@ -47,9 +47,14 @@ class Program:
     """Groups of servers that can be swapped in any plan: only the order of their use would differ."""
 
 
-def program_of(task: Task) -> Program:
-    """Build the model of a task; only offers that could be part of a best plan are in it."""
-    offers = {function: undominated(task, function) for function in task.wanted_rps}
+def program_of(task: Task, *, for_capacity: bool = False) -> Program:
+    """Build the model of a task; only offers that could be part of a best plan are in it.
+
+    Args:
+        task: what to place.
+        for_capacity: only what the goals need that look at nothing but rates and servers: far fewer columns.
+    """
+    offers = {function: undominated(task, function, for_capacity=for_capacity) for function in task.wanted_rps}
     columns = tuple(
         Column(function=function, offer=offer, server=server.id, gpu=gpu, most=most)
         for function, rate_rps in task.wanted_rps.items()
@@ -62,19 +67,20 @@ def program_of(task: Task) -> Program:
     return Program(task=task, columns=columns, rows=rows, alike=_alike(task))
 
 
-def undominated(task: Task, function: str) -> tuple[Offer, ...]:
-    """A function's offers without those that another one beats in every respect that any goal looks at.
+def undominated(task: Task, function: str, *, for_capacity: bool = False) -> tuple[Offer, ...]:
+    """A function's offers without those that another one beats in every respect that a goal looks at.
 
-    One beats another when it needs no more of each resource, takes no lower a rate, and has no higher a threshold:
-    wherever the other one stands in a plan it can stand too. Configurations that run now stay in, to be kept.
+    One beats another when it needs no more of each resource, takes no lower a rate, and (unless only capacity counts)
+    has no higher a threshold: wherever the other one stands in a plan, it can stand too. Configurations that run now
+    stay in, to be kept.
     """
-    alpha = task.problem.alpha
+    alpha = None if for_capacity else task.problem.alpha
     runs = {running.configuration for running in task.problem.running if running.function == function}
     offers = task.offers[function]
     return tuple(
         offer
         for index, offer in enumerate(offers)
-        if offer.configuration in runs
+        if (offer.configuration in runs and not for_capacity)
         or not any(
             _beats(other, offer, alpha) and (place < index or not _beats(offer, other, alpha))
             for place, other in enumerate(offers)
@@ -83,14 +89,15 @@ def undominated(task: Task, function: str) -> tuple[Offer, ...]:
     )
 
 
-def _beats(one: Offer, other: Offer, alpha: float) -> bool:
+def _beats(one: Offer, other: Offer, alpha: float | None) -> bool:
+    if alpha is not None and one.threshold_rps(alpha) > other.threshold_rps(alpha):
+        return False
     return (
         one.configuration.cpu_cores <= other.configuration.cpu_cores
         and one.configuration.gpu_percent <= other.configuration.gpu_percent
         and one.point.memory_bytes <= other.point.memory_bytes
         and one.point.gpu_memory_bytes <= other.point.gpu_memory_bytes
         and one.window.up_rps >= other.window.up_rps
-        and one.threshold_rps(alpha) <= other.threshold_rps(alpha)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,23 +17,32 @@ from infless_watchdog.settings import Settings, SettingsError, read_settings
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="infless-watchdog", description="Serve one function in batches.")
-    parser.add_argument("--curve", metavar="B,B,...", help="time these batch sizes, print JSON lines, and end")
+    parser.add_argument(
+        "--curve", metavar="B,B,...", type=_sizes, help="time these batch sizes, print JSON lines, and end"
+    )
     parser.add_argument("--budget-s", type=float, default=2.0, help="seconds for --curve (default 2)")
     options = parser.parse_args()
     try:
+        log_file = os.environ.get("log_file", "").strip()
+        if log_file and options.curve is None:  # before anything can be wrong: its sentence belongs there
+            capture(Path(log_file))
         settings = read_settings(os.environ)
-        if settings.log_file and options.curve is None:
-            capture(Path(settings.log_file))
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
         if options.curve is None:
             serve(settings)
             return
         from infless_watchdog.curve import write_curve
 
-        sizes = [int(size) for size in options.curve.split(",")]
-        raise SystemExit(write_curve(settings, sizes, options.budget_s))
-    except (SettingsError, LoadError) as fault:
+        raise SystemExit(write_curve(settings, options.curve, options.budget_s))
+    except (SettingsError, LoadError, OSError) as fault:
         raise SystemExit(f"infless-watchdog: {fault}") from None
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = [int(size) for size in text.split(",")]
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} are not batch sizes such as 1,2,4")
+    return sizes
 
 
 def serve(settings: Settings) -> None:
@@ -46,7 +56,7 @@ def serve(settings: Settings) -> None:
     ]
     grace_s = settings.healthcheck_interval_s + settings.write_timeout_s + 1
     ServiceApplication(
-        lambda: Watchdog(settings), bind=binds, graceful_timeout=int(grace_s), proc_name="infless-watchdog"
+        lambda: Watchdog(settings), bind=binds, graceful_timeout=math.ceil(grace_s), proc_name="infless-watchdog"
     ).run()
 
 

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from infless_watchdog.batching import BatchPolicy, ExecutionTimes, Flush, WaitUntil, decide
 from infless_watchdog.isolation import ItemError, run_isolated
 from infless_watchdog.metrics import Metrics
 
+LOG = logging.getLogger("infless.watchdog")
+_Run = tuple[list[Any], float | None]
+"""Answers of a batch, and how long it took; None when it had to be split, which says nothing of its size."""
+
 
 class Ticket:
     """One request's place in the queue."""
 
-    __slots__ = ("arrived_s", "deadline_s", "deliver", "item", "live")
+    __slots__ = ("arrived_s", "deliver", "item", "live")
 
-    def __init__(self, item: Any, arrived_s: float, deadline_s: float, deliver: Callable[[Any], None]) -> None:
+    def __init__(self, item: Any, arrived_s: float, deliver: Callable[[Any], None]) -> None:
         self.item = item
         self.arrived_s = arrived_s
-        self.deadline_s = deadline_s
         self.deliver = deliver
         self.live = True
         """False once the client has left: the item is not run, or its answer goes nowhere. Nobody else notices."""
@@ -34,6 +40,8 @@ class Batcher:
 
     RATE_WINDOW_S = 1.0
     """Arrivals of about the last second: a few batches' worth at any rate where batching matters."""
+    SLEEP_MAX_S = 600.0
+    """Longest timer: event loops refuse absurd ones, and asking the policy again costs nothing."""
 
     def __init__(
         self,
@@ -75,12 +83,11 @@ class Batcher:
     def submit(self, item: Any, deliver: Callable[[Any], None]) -> Ticket:
         """Queue one item; `deliver(answer or ItemError)` is called once, on the event loop."""
         now_s = time.monotonic()
-        ticket = Ticket(item, now_s, now_s + self.policy.latency_target_s, deliver)
+        ticket = Ticket(item, now_s, deliver)
         self._queue.append(ticket)
         self._idle.clear()
         self._count_arrival(now_s)
-        if not self._running and (self._timer is None or len(self._queue) >= self.policy.batch_max):
-            self._step()
+        self._step()
         return ticket
 
     def _count_arrival(self, now_s: float) -> None:
@@ -97,7 +104,8 @@ class Batcher:
         if self.draining and self._queue:
             self._start(min(len(self._queue), self.policy.batch_max))
             return
-        deadlines_s = [ticket.deadline_s for _, ticket in zip(range(self.policy.batch_max), self._queue, strict=False)]
+        target_s = self.policy.latency_target_s
+        deadlines_s = [ticket.arrived_s + target_s for ticket in islice(self._queue, self.policy.batch_max)]
         answer = decide(deadlines_s, time.monotonic(), self._rate_rps, self.times, self.policy)
         match answer:
             case Flush(count):
@@ -123,9 +131,12 @@ class Batcher:
 
     def _wake_at(self, at_s: float) -> None:
         if self._timer is not None:
+            if self._timer_at_s == at_s:
+                return
             self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(0.0, at_s - time.monotonic()), self._woken)
+        wait_s = min(max(0.0, at_s - time.monotonic()), self.SLEEP_MAX_S)
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._woken)
+        self._timer_at_s = at_s
 
     def _woken(self) -> None:
         self._timer = None
@@ -142,18 +153,21 @@ class Batcher:
         self._metrics.queue_length.set(len(self._queue))
         loop = asyncio.get_running_loop()
         items = [ticket.item for ticket in self._running]
-        watch = loop.call_later(self._exec_timeout_s, self._hung)
+        watch = None if math.isinf(self._exec_timeout_s) else loop.call_later(self._exec_timeout_s, self._hung)
         done = loop.run_in_executor(self._executor, _timed, self._predict, items)
         done.add_done_callback(lambda future: self._finished(future, watch))
 
-    def _finished(self, future: asyncio.Future[tuple[list[Any], float]], watch: asyncio.TimerHandle) -> None:
-        watch.cancel()
+    def _finished(self, future: asyncio.Future[_Run], watch: asyncio.TimerHandle | None) -> None:
+        if watch is not None:
+            watch.cancel()
         batch, self._running = self._running, []
         if future.cancelled() or not batch:
             return
         answers, exec_s = future.result()
-        self.times.observe(len(batch), exec_s)
-        self._metrics.executed(len(batch), exec_s)
+        self._metrics.batch_size.observe(len(batch))
+        if exec_s is not None:
+            self.times.observe(len(batch), exec_s)
+            self._metrics.executed(len(batch), exec_s)
         # The model's core is free: let it have the next batch before the answers are written.
         self._step()
         for ticket, answer in zip(batch, answers, strict=True):
@@ -164,7 +178,10 @@ class Batcher:
             self._metrics.failed_items.inc()
         if ticket.live:
             ticket.live = False
-            ticket.deliver(answer)
+            try:
+                ticket.deliver(answer)
+            except Exception:  # the others of this batch still get theirs
+                LOG.exception("an answer could not be delivered")
 
     def _hung(self) -> None:
         """The handler does not come back. Its thread cannot be stopped, so the process must be replaced."""
@@ -193,7 +210,14 @@ class Batcher:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _timed(predict: Callable[[list[Any]], Any], items: list[Any]) -> tuple[list[Any], float]:
+def _timed(predict: Callable[[list[Any]], Any], items: list[Any]) -> _Run:
+    runs = 0
+
+    def counted(batch: list[Any]) -> Any:
+        nonlocal runs
+        runs += 1
+        return predict(batch)
+
     started_s = time.perf_counter()
-    answers = run_isolated(predict, items)
-    return answers, time.perf_counter() - started_s
+    answers = run_isolated(counted, items)
+    return answers, time.perf_counter() - started_s if runs == 1 else None

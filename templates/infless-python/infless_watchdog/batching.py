@@ -19,9 +19,10 @@ class BatchPolicy:
     latency_target_s: float
     safety_share: float = 0.1
     """Share of the target kept back for what no execution time contains: scheduling, network, garbage collection."""
-    keep_up_load: float = 0.5
+    keep_up_load: float = 0.9
     """Flush early while the batch in hand would keep the model at most this busy. 0 always waits, as the paper does.
-    Half: a queue of random arrivals stays short, and a second function on the core still finds it free."""
+    0.9: below it waiting saves no hardware that is not there anyway, it only spends the slack that a late batch, a
+    busy neighbour or a burst will need; above it the queue would grow, and larger batches are what stops that."""
 
     @property
     def safety_s(self) -> float:
@@ -61,7 +62,6 @@ class ExecutionTimes:
         """Learn from a run of `size` requests that took `exec_s`."""
         bucket = (size - 1).bit_length()
         known_s = self._by_bucket.get(bucket)
-        # A partly filled bucket says what its full size would take at most proportionally.
         if known_s is None:
             self._by_bucket[bucket] = exec_s
         else:
@@ -69,20 +69,19 @@ class ExecutionTimes:
             self._by_bucket[bucket] = known_s + weight * (exec_s - known_s)
 
     def estimate_s(self, size: int) -> float:
-        """Seconds a batch of `size` will take; 0 while nothing is known.
+        """Seconds a batch of `size` will take; 0 while nothing is known. Never falls as `size` grows.
 
-        An unknown size is scaled up from the nearest smaller known one (linear: batching never costs more than
-        one by one), or taken whole from the nearest larger one (a smaller batch is not slower).
+        The least that this or a larger size takes (a smaller batch is not slower); beyond the largest known size,
+        scaled up from that (linear: batching never costs more than one by one).
         """
         bucket = (size - 1).bit_length()
         known = self._by_bucket
-        if bucket in known:
-            return known[bucket]
-        larger = min((other for other in known if other > bucket), default=None)
-        if larger is not None:
-            return known[larger]
-        smaller = max((other for other in known if other < bucket), default=None)
-        return 0.0 if smaller is None else known[smaller] * 2.0 ** (bucket - smaller)
+        if not known:
+            return 0.0
+        largest = max(known)
+        if bucket > largest:
+            return known[largest] * 2.0 ** (bucket - largest)
+        return min(exec_s for other, exec_s in known.items() if other >= bucket)
 
 
 def decide(

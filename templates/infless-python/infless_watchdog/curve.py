@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-from infless_watchdog.handlers import Model, load_model
+from infless_watchdog.handlers import LoadError, Model, load_model
 from infless_watchdog.isolation import ItemError, run_isolated
 from infless_watchdog.settings import Settings
 
@@ -27,7 +27,10 @@ def write_curve(settings: Settings, batches: Iterable[int], budget_s: float) -> 
         budget_s: seconds for all sizes together.
     """
     model = load_model(settings)
-    example = model.example()
+    try:
+        example = model.example()
+    except Exception as error:
+        raise LoadError(f"example() in handler.py raised {type(error).__name__}: {error}") from error
     if example is None:
         _print({"unknown": "handler.py has no example(), so there is nothing to time it with"})
         return 0

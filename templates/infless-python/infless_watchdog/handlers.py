@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
+import re
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
+from wsgiref.headers import Headers
 
-from infless_watchdog.http import Header
+from infless_watchdog.exchange import Header
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.settings import Settings
 
@@ -25,6 +29,10 @@ SAMPLE_SHA256 = "d63b5499d9486b585d9a915045a7ba499334ad9c88e07c59f73048a021f84df
 """The template's own handler.py: as long as nobody has changed it, it gives way to a `model.onnx` beside it."""
 
 OCTETS = b"application/octet-stream"
+_FIELD_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive"})
+"""Ours to say: a handler's word on them would break the connection."""
 
 
 class LoadError(Exception):
@@ -90,22 +98,42 @@ def load_model(settings: Settings) -> Model:
     handler, onnx = folder / "handler.py", folder / "model.onnx"
     if not handler.is_file() and not onnx.is_file():
         raise LoadError(f"{folder} has neither handler.py nor model.onnx")
-    sample = handler.is_file() and hashlib.sha256(handler.read_bytes()).hexdigest() == SAMPLE_SHA256
-    if onnx.is_file() and (sample or not handler.is_file()):
+    if onnx.is_file() and (not handler.is_file() or is_sample(handler)):
         from infless_watchdog.onnx_model import OnnxModel
 
         return OnnxModel(onnx, settings)
     module = _import_handler(folder)
-    if callable(getattr(module, "load", None)):
+    if (load := _own(module, "load")) is not None:
         try:
-            module.load()
-        except Exception as error:
-            raise LoadError(f"load() in {handler} raised {type(error).__name__}: {error}") from error
-    if callable(getattr(module, "predict", None)):
-        return PredictModel(module)
-    if callable(getattr(module, "handle", None)):
-        return HandleModel(module)
+            load()
+        except (Exception, SystemExit) as error:
+            raise LoadError(f"load() in {handler} raised {_told(error, folder)}") from error
+    for name, kind in (("predict", PredictModel), ("handle", HandleModel)):
+        function = getattr(module, name, None)
+        if inspect.iscoroutinefunction(function):
+            raise LoadError(f"{name} in {handler} is async; it runs in a thread of its own: write a plain function")
+        if callable(function):
+            return kind(module)
     raise LoadError(f"{handler} defines neither predict(batch) nor handle(event, context)")
+
+
+def is_sample(handler: Path) -> bool:
+    """Whether nobody has changed the template's handler.py."""
+    return hashlib.sha256(handler.read_bytes().replace(b"\r\n", b"\n")).hexdigest() == SAMPLE_SHA256
+
+
+def _own(module: ModuleType, name: str) -> Callable[[], Any] | None:
+    """A function of the user's folder. `from joblib import load` brings another one of that name."""
+    function = getattr(module, name, None)
+    home = str(getattr(function, "__module__", "")).partition(".")[0]
+    return function if callable(function) and home == module.__name__.partition(".")[0] else None
+
+
+def _told(error: BaseException, folder: Path) -> str:
+    """What went wrong, and the last line of the user's own code that was on the way there."""
+    own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(f"{folder}/")]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def _import_handler(folder: Path) -> ModuleType:
@@ -118,7 +146,7 @@ def _import_handler(folder: Path) -> ModuleType:
     try:
         return importlib.import_module(f"{folder.name}.handler")
     except (Exception, SystemExit) as error:
-        raise LoadError(f"{folder / 'handler.py'} cannot be imported: {type(error).__name__}: {error}") from error
+        raise LoadError(f"{folder / 'handler.py'} cannot be imported: {_told(error, folder)}") from error
 
 
 class _HandlerModule:
@@ -129,13 +157,12 @@ class _HandlerModule:
 
     def example(self) -> Any | None:
         """The user's `example()`, if there is one."""
-        make: Callable[[], Any] | None = getattr(self._module, "example", None)
-        return make() if callable(make) else None
+        make = _own(self._module, "example")
+        return None if make is None else make()
 
     def close(self) -> None:
         """The user's `close()`, if there is one."""
-        end: Callable[[], None] | None = getattr(self._module, "close", None)
-        if callable(end):
+        if (end := _own(self._module, "close")) is not None:
             end()
 
 
@@ -171,7 +198,8 @@ class Event:
     """The request as OpenFaaS's python3-http template hands it to `handle` (openfaas/python-flask-template)."""
 
     body: bytes
-    headers: dict[str, str]
+    headers: Headers
+    """Found whatever their case, as there."""
     method: str
     query: dict[str, str]
     path: str
@@ -192,28 +220,33 @@ class HandleModel(_HandlerModule):
 
     def decode(self, call: Call) -> Event:
         """The event; the body stays bytes."""
-        headers = {name.decode("latin-1").title(): value.decode("latin-1") for name, value in call.headers}
+        headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in call.headers])
         query = dict(parse_qsl(call.query, keep_blank_values=True))
-        return Event(body=bytes(call.body), headers=headers, method=call.method, query=query, path=call.path)
+        return Event(body=call.body, headers=headers, method=call.method, query=query, path=unquote(call.path))
 
     def predict(self, items: list[Any]) -> list[Any]:
         """Each event by itself; a failure is that event's own."""
         return [self._module.handle(event, Context()) for event in items]
 
     def encode(self, answer: Any, item: Any, call: Call) -> Reply:
-        """`{"statusCode", "body", "headers"}`, or a bare value."""
+        """`{"statusCode", "body", "headers"}`, a bare value, or None for an empty answer."""
         del item, call
-        if not (isinstance(answer, dict) and "body" in answer):
-            return encode_plain(answer)
-        plain = encode_plain(answer["body"])
-        headers: dict[str, str] = {str(k).lower(): str(v) for k, v in (answer.get("headers") or {}).items()}
-        content_type = headers.pop("content-type", plain.content_type.decode()).encode("latin-1")
-        return Reply(
-            body=plain.body,
-            content_type=content_type,
-            status=int(answer.get("statusCode", 200)),
-            headers=tuple((k.encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()),
-        )
+        if not (isinstance(answer, dict) and {"body", "statusCode"} & answer.keys()):
+            return encode_plain("" if answer is None else answer)
+        body, status = answer.get("body"), answer.get("statusCode", 200)
+        if not isinstance(status, int) or not 200 <= status <= 599:
+            raise ItemError(500, f"the handler answered with statusCode {status!r}, which is no HTTP status")
+        plain = encode_plain("" if body is None else body)
+        content_type, headers = plain.content_type, []
+        for name, value in dict(answer.get("headers") or {}).items():
+            key, text = str(name).lower().encode("latin-1"), str(value).encode("latin-1")
+            if not _FIELD_NAME.fullmatch(key) or _CONTROL.search(text):
+                raise ItemError(500, f"the handler answered with header {name!r}, which cannot be sent")
+            if key == b"content-type":
+                content_type = text
+            elif key not in _FRAMING:
+                headers.append((key, text))
+        return Reply(body=plain.body, content_type=content_type, status=status, headers=tuple(headers))
 
     def example(self) -> Event | None:
         """The user's example as the body of an event."""
@@ -223,7 +256,7 @@ class HandleModel(_HandlerModule):
         octets = (
             body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
         )
-        return Event(body=octets, headers={}, method="POST", query={}, path="/")
+        return Event(body=octets, headers=Headers([]), method="POST", query={}, path="/")
 
 
 def parse_json(body: bytes) -> Any:
@@ -246,11 +279,12 @@ def encode_plain(answer: Any) -> Reply:
     """
     if isinstance(answer, (bytes, bytearray, memoryview)):
         return Reply(body=bytes(answer), content_type=OCTETS)
-    if isinstance(answer, str):
-        return Reply(body=answer.encode())
     try:
-        return Reply(body=json.dumps(answer, default=_numpy_to_python).encode(), content_type=b"application/json")
-    except (TypeError, ValueError) as error:
+        if isinstance(answer, str):
+            return Reply(body=answer.encode())
+        text = json.dumps(answer, default=_numpy_to_python, allow_nan=False)
+        return Reply(body=text.encode(), content_type=b"application/json")
+    except (TypeError, ValueError, RecursionError) as error:  # NaN is no JSON, a lone surrogate no text
         raise ItemError(500, f"the handler's answer cannot be written as JSON: {error}") from None
 
 

@@ -8,22 +8,20 @@ connection are answered in order (RFC 9112, section 9.3); the next one starts wh
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
 
-Header = tuple[bytes, bytes]
-App = Callable[["Exchange"], None]
+from infless_watchdog.exchange import JSON, TEXT, Exchange, Header
 
-_REASON = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
-_NO_BODY = frozenset({204, 304})
-TEXT = b"text/plain; charset=utf-8"
-JSON = b"application/json"
+__all__ = ["JSON", "TEXT", "App", "Connection", "Edge", "Exchange", "Header", "Limits"]
+
+App = Callable[[Exchange], None]
+LOG = logging.getLogger("infless.http")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,118 +34,10 @@ class Limits:
     """A batch of images fits; a film does not."""
     read_timeout_s: float = 30.0
     """A request must arrive whole within this time (of-watchdog's `read_timeout`)."""
+    write_timeout_s: float = 30.0
+    """A client that takes nothing of its answer for this long is dropped."""
     idle_timeout_s: float = 120.0
     """A silent keep-alive connection is closed after this time."""
-
-
-class Exchange:
-    """One request and its answer."""
-
-    __slots__ = (
-        "_chunked", "_connection", "body", "client_gone", "done", "headers", "keep_alive", "method", "on_gone",
-        "path", "query", "status", "version_1_0",
-    )  # fmt: skip
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._chunked = False
-        self.method = "GET"
-        self.path = "/"
-        self.query = ""
-        self.headers: list[Header] = []
-        """Names in lower case, in the order they came."""
-        self.body: bytes | bytearray = b""
-        self.keep_alive = True
-        self.version_1_0 = False
-        self.status = 0
-        self.done = False
-        self.client_gone = False
-        self.on_gone: Callable[[], object] | None = None
-        """Called once when the client leaves before the answer is complete."""
-
-    def header(self, name: bytes) -> bytes | None:
-        """The first value of a header, its name in lower case."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
-
-    @property
-    def peer(self) -> str:
-        """The client's `host:port`."""
-        return self._connection.peer
-
-    def respond(
-        self, status: int, body: bytes = b"", content_type: bytes = TEXT, headers: Iterable[Header] = ()
-    ) -> None:
-        """Answer at once. An exchange is answered once; the client may have left, which is no error."""
-        if self.done:
-            return
-        self.status = status
-        parts = [b"HTTP/1.1 ", _REASON.get(status) or str(status).encode(), b"\r\n"]
-        if status not in _NO_BODY:
-            parts += (b"content-length: ", str(len(body)).encode(), b"\r\n")
-        if body or content_type is not TEXT:
-            parts += (b"content-type: ", content_type, b"\r\n")
-        for name, value in headers:
-            parts += (name, b": ", value, b"\r\n")
-        if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
-        if self.method != "HEAD" and status not in _NO_BODY:
-            parts.append(body)
-        self._finish(b"".join(parts))
-
-    def text(self, status: int, sentence: str, headers: Iterable[Header] = ()) -> None:
-        """Answer with one sentence for a person."""
-        self.respond(status, sentence.encode() + b"\n", TEXT, headers)
-
-    def json(self, status: int, value: Any, headers: Iterable[Header] = ()) -> None:
-        """Answer with a JSON value."""
-        self.respond(status, json.dumps(value).encode(), JSON, headers)
-
-    def begin(self, status: int, headers: Iterable[Header]) -> None:
-        """Start an answer in pieces. Without a `content-length` among `headers` it is sent chunked."""
-        self.status = status
-        parts = [b"HTTP/1.1 ", _REASON.get(status) or str(status).encode(), b"\r\n"]
-        sized = status in _NO_BODY or self.method == "HEAD"
-        for name, value in headers:
-            sized = sized or name == b"content-length"
-            parts += (name, b": ", value, b"\r\n")
-        self._chunked = not sized and not self.version_1_0
-        if not sized and self.version_1_0:
-            self.keep_alive = False
-        if self._chunked:
-            parts.append(b"transfer-encoding: chunked\r\n")
-        if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
-        self._connection.send(b"".join(parts))
-
-    def write(self, chunk: bytes) -> None:
-        """Send a piece of the answer's body."""
-        if chunk and self.method != "HEAD" and not self.done:
-            self._connection.send(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
-
-    async def writable(self) -> None:
-        """Wait until the client takes more: a slow reader holds back its own stream only."""
-        await self._connection.writable()
-
-    def end(self) -> None:
-        """Complete an answer in pieces."""
-        if not self.done:
-            self._finish(b"0\r\n\r\n" if self._chunked else b"")
-
-    def abort(self) -> None:
-        """Cut the connection: the only honest end of an answer that cannot be completed."""
-        self.keep_alive = False
-        if not self.done:
-            self.done = True
-            self._connection.cut()
-
-    def _finish(self, data: bytes) -> None:
-        self.done = True
-        self._connection.answered(self, data)
 
 
 class Connection(asyncio.Protocol):
@@ -158,12 +48,20 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._current: Exchange | None = None  # being parsed
+        self._in_body = False
+        self._replaying = False
         self._waiting: deque[Exchange] = deque()  # the first one is being answered
         self._url = b""
         self._body: list[bytes] = []
-        self._size = 0
-        self._refused = False
+        self._head_size = 0
+        self._body_size = 0
+        self._heard = False  # the parser said something about the bytes just fed
+        self._unheard_size = 0
+        self._refusal: tuple[Exchange, int, str] | None = None
+        self._lingering = False
         self._can_write: asyncio.Future[None] | None = None
+        self._unsent = 0
+        self._sent_s = 0.0
         self.since_s = 0.0
         self.peer = ""
 
@@ -175,7 +73,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
-        self.since_s = self._edge.loop.time()
+        self.since_s = self._sent_s = self._edge.loop.time()
         self._edge.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -193,15 +91,37 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what is not HTTP gets 400 and the connection's end."""
-        if self._refused:
+        if self._refusal is not None:
             return
+        self._heard = False
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(501, "protocol upgrades are not supported")
+        except httptools.HttpParserUpgrade as stop:
+            self._ignore_upgrade(data[stop.args[0] :])
         except httptools.HttpParserError as error:
-            if not self._refused:
-                self._refuse(400, f"this is not a valid HTTP/1.1 request: {error}")
+            self._refuse(400, f"this is not a valid HTTP/1.1 request: {error}")
+        # A field without an end is kept by the parser and told to nobody.
+        self._unheard_size = 0 if self._heard else self._unheard_size + len(data)
+        if self._unheard_size > self._edge.limits.header_bytes:
+            self._refuse_head()
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Answer as if nobody had asked for another protocol (RFC 9110, section 7.8).
+
+        Java's HTTP client asks for h2c with its first request. The parser gives up behind such a head, so another one
+        is told how long the body is, and takes over.
+        """
+        if self._current is None or self._refusal is not None:
+            return
+        framing = (b"content-length", b"transfer-encoding")
+        fields = [b"%b: %b\r\n" % header for header in self._current.headers if header[0] in framing]
+        if not self._current.keep_alive:
+            fields.append(b"connection: close\r\n")
+        self._parser = httptools.HttpRequestParser(self)
+        self._replaying = True
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(fields) + b"\r\n")
+        if rest:
+            self.data_received(rest)
 
     def pause_writing(self) -> None:
         """The client reads slower than we write."""
@@ -209,6 +129,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """The client has caught up, or is gone."""
+        self._sent_s = self._edge.loop.time()
         if self._can_write is not None and not self._can_write.done():
             self._can_write.set_result(None)
         self._can_write = None
@@ -217,60 +138,81 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A new request begins."""
+        if self._replaying:
+            return
         self._current = Exchange(self)
+        self._in_body = False
         self._url = b""
         self._body = []
-        self._size = 0
+        self._head_size = 0
+        self._body_size = 0
         self.since_s = self._edge.loop.time()
 
     def on_url(self, url: bytes) -> None:
         """A part of the request target."""
-        self._url += url
-        self._count_header(len(url))
+        if not self._replaying:
+            self._url += url
+            self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header field."""
-        if self._current is not None:
-            self._current.headers.append((name.lower(), value))
-            self._count_header(len(name) + len(value))
+        """One header field. Trailers are counted and dropped (RFC 9110, section 6.5.1)."""
+        if self._current is not None and not self._replaying:
+            if not self._in_body:
+                self._current.headers.append((name.lower(), value))
+            self._count_head(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
-        """The head is complete: refuse what is too large before its body is sent."""
+        """The head is complete: refuse what cannot be served before its body is sent."""
         exchange = self._current
-        if exchange is None or self._refused:
+        self._in_body = True
+        if exchange is None or self._replaying:
+            self._replaying = False
             return
         exchange.method = self._parser.get_method().decode("ascii")
         exchange.version_1_0 = self._parser.get_http_version() == "1.0"
-        exchange.keep_alive = self._parser.should_keep_alive() and not self._edge.draining
-        path, _, query = self._url.partition(b"?")
+        exchange.keep_alive = self._parser.should_keep_alive()
+        url = self._url
+        if url.startswith((b"http://", b"https://")):  # absolute form, as to a proxy
+            url = b"/" + url.split(b"/", 3)[3] if url.count(b"/") > 2 else b"/"
+        path, _, query = url.partition(b"?")
         exchange.path = path.decode("latin-1")
         exchange.query = query.decode("latin-1")
+        codings = [value.strip().lower() for name, value in exchange.headers if name == b"transfer-encoding"]
         length = exchange.header(b"content-length")
-        self._size = 0
-        if length is not None and int(length) > self._edge.limits.body_bytes:
+        if exchange.method == "CONNECT":
+            self._refuse(501, "this is not a proxy: CONNECT is not supported")
+        elif codings and exchange.version_1_0:
+            self._refuse(400, "HTTP/1.0 has no Transfer-Encoding")
+        elif codings not in ([], [b"chunked"]):
+            self._refuse(501, "the only Transfer-Encoding supported is chunked")
+        elif length is not None and int(length) > self._edge.limits.body_bytes:
             self._refuse_body()
-        elif exchange.header(b"expect") == b"100-continue" and self._transport is not None:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif (exchange.header(b"expect") or b"").lower() == b"100-continue" and not self._waiting:
+            # Behind an answer in the making it would land inside that; the client sends anyway after a while.
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
-        self._size += len(data)
-        if self._size > self._edge.limits.body_bytes:
+        self._heard = True
+        self._body_size += len(data)
+        if self._body_size > self._edge.limits.body_bytes:
             self._refuse_body()
-        else:
+        elif self._refusal is None:
             self._body.append(data)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        exchange, self._current = self._current, None
-        if exchange is None or self._refused:
+        self._heard = True
+        exchange = self._current
+        if exchange is None or self._parser.should_upgrade():  # `_ignore_upgrade` follows
             return
+        self._current = None
         exchange.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         self._waiting.append(exchange)
         if len(self._waiting) == 1:
-            self._edge.app(exchange)
-        elif len(self._waiting) > self._edge.PIPELINE_MAX and self._transport is not None:
+            self._serve(exchange)
+        elif self._crowded() and self._transport is not None:
             self._transport.pause_reading()
 
     # answers ---------------------------------------------------------------------------------------------------------
@@ -285,6 +227,10 @@ class Connection(asyncio.Protocol):
         if self._can_write is not None:
             await self._can_write
 
+    def ends_after(self) -> bool:
+        """Whether the connection closes after the answer in the making."""
+        return self._edge.draining and len(self._waiting) <= 1 and self._current is None
+
     def answered(self, exchange: Exchange, data: bytes) -> None:
         """An answer is complete: send its last bytes, then begin the next request of this connection."""
         if self._transport is None or not self._waiting or self._waiting[0] is not exchange:
@@ -293,17 +239,48 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
         self._waiting.popleft()
         self.since_s = self._edge.loop.time()
-        if not exchange.keep_alive or (self._edge.draining and not self._waiting):
-            self._transport.close()
-        elif self._waiting:
+        if not exchange.keep_alive or (self._edge.draining and not self._waiting and self._current is None):
+            self._end()
+            return
+        if self._waiting:
             # Not a direct call: a long pipeline answered at once must not grow the stack.
             self._edge.loop.call_soon(self._next)
-        if len(self._waiting) <= self._edge.PIPELINE_MAX:
+        if not self._transport.is_reading() and not self._crowded():
             self._transport.resume_reading()
 
     def _next(self) -> None:
         if self._waiting and not self._waiting[0].done and self._waiting[0].status == 0:
-            self._edge.app(self._waiting[0])
+            self._serve(self._waiting[0])
+
+    def _serve(self, exchange: Exchange) -> None:
+        if self._refusal is not None and exchange is self._refusal[0]:
+            exchange.text(self._refusal[1], self._refusal[2])
+            self._edge.on_refused(exchange)
+            return
+        try:
+            self._edge.app(exchange)
+        except Exception:
+            LOG.exception("%s %s failed", exchange.method, exchange.path)
+            if exchange.status:
+                exchange.abort()
+            else:
+                exchange.text(500, "the server failed on this request; its log says why")
+
+    def _crowded(self) -> bool:
+        """Whether this client has sent enough ahead; the bodies that wait count as one client's body does."""
+        if len(self._waiting) > self._edge.PIPELINE_MAX:
+            return True
+        return len(self._waiting) > 1 and sum(len(e.body) for e in self._waiting) > self._edge.limits.body_bytes
+
+    def _end(self) -> None:
+        """Close. A refused client may still be sending: closing now would reset it before it reads why."""
+        if self._transport is None:
+            return
+        if self._refusal is None or self._edge.draining or not self._transport.can_write_eof():
+            self._transport.close()
+        else:
+            self._lingering = True
+            self._transport.write_eof()
 
     def cut(self) -> None:
         """Drop the connection without an orderly end."""
@@ -317,38 +294,47 @@ class Connection(asyncio.Protocol):
 
     def expire(self, now_s: float) -> None:
         """Close what is silent for too long: a half-sent request gets 408."""
-        limits = self._edge.limits
-        if self._waiting or self._transport is None:
+        limits, quiet_s = self._edge.limits, now_s - self.since_s
+        if self._transport is None:
             return
-        if self._current is not None and now_s - self.since_s > limits.read_timeout_s:
+        unsent = self._transport.get_write_buffer_size()
+        if unsent == 0 or unsent < self._unsent:
+            self._sent_s = now_s
+        self._unsent = unsent
+        if now_s - self._sent_s > limits.write_timeout_s or (self._lingering and quiet_s > self._edge.LINGER_S):
+            self.cut()
+        elif self._waiting or self._lingering:
+            return
+        elif self._current is not None and quiet_s > limits.read_timeout_s:
             self._refuse(408, f"the request did not arrive whole within {limits.read_timeout_s:g} s")
-        elif self._current is None and now_s - self.since_s > limits.idle_timeout_s:
+        elif self._current is None and quiet_s > limits.idle_timeout_s:
             self._transport.close()
 
-    def _count_header(self, size: int) -> None:
-        self._size += size
-        if self._size > self._edge.limits.header_bytes:
-            self._refuse(431, f"the request's head is larger than the allowed {self._edge.limits.header_bytes} bytes")
+    def _count_head(self, size: int) -> None:
+        self._heard = True
+        self._head_size += size
+        if self._head_size > self._edge.limits.header_bytes:
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, f"the request's head is larger than the allowed {self._edge.limits.header_bytes} bytes")
 
     def _refuse_body(self) -> None:
         self._refuse(413, f"the body is larger than the allowed {self._edge.limits.body_bytes} bytes")
 
     def _refuse(self, status: int, sentence: str) -> None:
         """Answer what cannot be served, after what is in the making, and close."""
-        if self._refused or self._transport is None:
+        if self._refusal is not None or self._transport is None or self._transport.is_closing():
             return
-        self._refused = True
-        self._current = None
-        self._body = []
         refusal = Exchange(self)
         refusal.keep_alive = False
+        refusal.method = self._current.method if self._current is not None else "GET"
+        self._refusal = (refusal, status, sentence)
+        self._current = None
+        self._body = []
         self._waiting.append(refusal)
         if len(self._waiting) == 1:
-            self._edge.on_refused(refusal)
-            refusal.text(status, sentence)
-        else:
-            self._transport.pause_reading()
-            self._transport.close()
+            self._serve(refusal)
 
 
 class Edge:
@@ -356,6 +342,10 @@ class Edge:
 
     PIPELINE_MAX = 16
     """Requests one client may send ahead; then it is not read from until answers are out."""
+    SWEEP_S = 1.0
+    """How often silent connections are looked for: fine enough for limits of seconds."""
+    LINGER_S = 5.0
+    """How long a refused client may go on sending before it is cut (nginx's `lingering_timeout`)."""
 
     def __init__(self, app: App, limits: Limits, on_refused: Callable[[Exchange], None] | None = None) -> None:
         self.app = app
@@ -377,7 +367,7 @@ class Edge:
         now_s = self.loop.time()
         for connection in list(self.connections):
             connection.expire(now_s)
-        self._sweeper = self.loop.call_later(1.0, self._sweep)
+        self._sweeper = self.loop.call_later(self.SWEEP_S, self._sweep)
 
     def stop_accepting(self) -> None:
         """Take no new clients; connections close as their answers go out."""
@@ -386,6 +376,14 @@ class Edge:
             self._server.close()
         for connection in list(self.connections):
             connection.close_if_idle()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no new clients and let every answer go out; True when all connections have ended."""
+        self.stop_accepting()
+        ends_s = self.loop.time() + timeout_s
+        while self.connections and self.loop.time() < ends_s:
+            await asyncio.sleep(0.01)
+        return not self.connections
 
     def close(self) -> None:
         """Drop everything."""

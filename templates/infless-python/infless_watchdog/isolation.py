@@ -21,31 +21,37 @@ def run_isolated(predict: Callable[[list[Any]], Any], items: Sequence[Any]) -> l
     bad item. A handler that answers with the wrong number of results has failed for the whole batch: nobody can say
     which answer belongs to whom, and running it again would not help.
     """
-    batch = list(items)
     try:
-        results = predict(batch)
-    except Exception as error:  # noqa: BLE001 - whatever the user's code raises belongs to these items
-        if len(batch) == 1:
+        results = predict(list(items))  # a copy: a handler may empty its list and then raise
+    except BaseException as error:  # noqa: BLE001 - also sys.exit(): the user's code ends its items, not the instance
+        if len(items) == 1:
             return [_as_item_error(error)]
-        middle = len(batch) // 2
+        middle = len(items) // 2
         return run_isolated(predict, items[:middle]) + run_isolated(predict, items[middle:])
-    fault = _contract_fault(results, len(items))
-    if fault is not None:
-        return [ItemError(500, fault)] * len(items)
-    return [_as_item_error(result) if isinstance(result, Exception) else result for result in results]
+    if not _is_list(results):
+        kind = type(results).__name__
+        fault = f"the handler must return a list with one answer per request; it returned {kind}"
+    elif len(results) != len(items):
+        fault = f"the handler returned {len(results)} answers for a batch of {len(items)} requests; they must be as many"
+    else:
+        return [_as_item_error(result) if isinstance(result, BaseException) else result for result in results]
+    return [ItemError(500, fault)] * len(items)
 
 
-def _contract_fault(results: Any, expected: int) -> str | None:
-    if isinstance(results, (str, bytes, dict)) or not hasattr(results, "__len__"):
-        return f"the handler must return a list with one answer per request; it returned {type(results).__name__}"
-    if len(results) != expected:
-        return f"the handler returned {len(results)} answers for a batch of {expected} requests; they must be as many"
-    return None
+def _is_list(results: Any) -> bool:
+    """Whether its elements are answers, in order: lists and tuples, and the arrays of numpy and torch.
+
+    A dict or a set has another order, a str or a data frame has other elements.
+    """
+    if isinstance(results, (str, bytes, bytearray, memoryview)):
+        return False
+    return isinstance(results, Sequence) or (hasattr(results, "tolist") and getattr(results, "ndim", 0) > 0)
 
 
-def _as_item_error(error: Exception) -> ItemError:
+def _as_item_error(error: BaseException) -> ItemError:
     if isinstance(error, ItemError):
         return error
     # ValueError is Python's word for "this input is wrong": the client's fault, not the server's.
-    status = 422 if isinstance(error, ValueError) else 500
-    return ItemError(status, f"{type(error).__name__}: {error}")
+    fault = ItemError(422 if isinstance(error, ValueError) else 500, f"{type(error).__name__}: {error}")
+    fault.__cause__ = error
+    return fault

@@ -48,8 +48,7 @@ class Metrics:
         pair[1].observe(duration_s)
 
     def executed(self, size: int, exec_s: float) -> None:
-        """Count one batch."""
-        self.batch_size.observe(size)
+        """Time one batch."""
         child = self._by_size.get(size)
         if child is None:
             child = self._by_size[size] = self._exec.labels(str(size))

@@ -6,8 +6,9 @@ Source: kserve/open-inference-protocol, and Triton's binary tensor data extensio
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype(np.float64),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_FITTING_KINDS = {"b": "bui", "i": "iu", "u": "iu", "f": "iuf"}
+"""By kind of tensor (numpy's letters), the kinds of JSON values that it is made of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +41,10 @@ class Wanted:
     """How the client wants its answer."""
 
     id: str | None = None
-    outputs: tuple[str, ...] = ()
-    """Empty means all."""
+    outputs: Mapping[str, bool] = field(default_factory=dict)
+    """Names, and which as binary data. Empty means all."""
     binary: bool = False
+    """As what all are sent when `outputs` is empty."""
 
 
 def parse_infer(body: bytes, header_length: bytes | None) -> tuple[dict[str, np.ndarray], Wanted]:
@@ -65,6 +69,8 @@ def parse_request(request: Any, binary: memoryview) -> tuple[dict[str, np.ndarra
     for place, spec in enumerate(request["inputs"]):
         if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
             raise ItemError(400, f"inputs[{place}] needs a name")
+        if spec["name"] in tensors:
+            raise ItemError(422, f"inputs[{place}]: {spec['name']} is there twice")
         tensors[spec["name"]], binary = _tensor(spec, f"inputs[{place}] ({spec['name']})", binary)
     if len(binary):
         raise ItemError(422, f"{len(binary)} bytes follow the last binary tensor")
@@ -73,12 +79,14 @@ def parse_request(request: Any, binary: memoryview) -> tuple[dict[str, np.ndarra
 
 def answer_infer(name: str, outputs: Mapping[str, np.ndarray], wanted: Wanted) -> tuple[bytes, int | None]:
     """The answer's body, and the length of its JSON head when tensors follow it as binary data."""
-    chosen = {key: outputs[key] for key in (wanted.outputs or outputs) if key in outputs}
     specs, blobs = [], []
-    for key, array in chosen.items():
-        spec: dict[str, Any] = {"name": key, "datatype": NAMES[array.dtype], "shape": list(array.shape)}
-        if wanted.binary:
-            blob = np.ascontiguousarray(array).tobytes()
+    for key, binary in (wanted.outputs or dict.fromkeys(outputs, wanted.binary)).items():
+        array = outputs[key]
+        spec: dict[str, Any] = {
+            "name": key, "datatype": NAMES.get(array.dtype, "BYTES"), "shape": list(array.shape)
+        }  # fmt: skip
+        if binary:
+            blob = array.tobytes() if array.dtype in NAMES else _strings(array)
             spec["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
@@ -87,8 +95,17 @@ def answer_infer(name: str, outputs: Mapping[str, np.ndarray], wanted: Wanted) -
     answer: dict[str, Any] = {"model_name": name, "outputs": specs}
     if wanted.id is not None:
         answer["id"] = wanted.id
-    head = json.dumps(answer).encode()
-    return (b"".join([head, *blobs]), len(head)) if wanted.binary else (head, None)
+    try:
+        head = json.dumps(answer, allow_nan=False).encode()
+    except ValueError:
+        raise ItemError(500, "an output is NaN or infinite, which JSON cannot say; ask for binary data") from None
+    return (b"".join([head, *blobs]), len(head)) if blobs else (head, None)
+
+
+def _strings(array: np.ndarray) -> bytes:
+    """Each string behind its length in four bytes (Triton's binary BYTES)."""
+    octets = [str(text).encode() for text in array.ravel()]
+    return b"".join(len(text).to_bytes(4, "little") + text for text in octets)
 
 
 def _split(body: bytes, header_length: bytes | None) -> tuple[bytes, memoryview]:
@@ -105,38 +122,67 @@ def _tensor(spec: Mapping[str, Any], where: str, binary: memoryview) -> tuple[np
         raise ItemError(422, f"{where}: datatype {spec.get('datatype')!r} is not one of {', '.join(DTYPES)}")
     if not isinstance(shape, list) or not all(type(dim) is int and dim >= 0 for dim in shape):
         raise ItemError(422, f"{where}: shape {shape!r} is not a list of whole numbers")
-    size = (spec.get("parameters") or {}).get("binary_data_size")
+    size = _parameters(spec, where).get("binary_data_size")
     if size is None:
-        return _reshape(_from_json(spec.get("data"), dtype, where), shape, where), binary
+        if not isinstance(spec.get("data"), list):
+            raise ItemError(422, f"{where}: needs data, a list")
+        values = from_json(spec["data"], dtype, where)
+        if values.ndim > 1 and list(values.shape) != shape:
+            raise ItemError(422, f"{where}: shape {shape} is said, the data have {list(values.shape)}")
+        return _reshape(values, shape, where), binary
     if type(size) is not int or not 0 <= size <= len(binary):
         raise ItemError(422, f"{where}: binary_data_size {size!r} does not fit the {len(binary)} bytes that are left")
     if size % dtype.itemsize:
         raise ItemError(422, f"{where}: {size} bytes are no whole number of {spec['datatype']} values")
-    return _reshape(np.frombuffer(binary[:size], dtype), shape, where), binary[size:]
+    # Behind a JSON head of any length a tensor lies anywhere; the runtime wants it where its type may lie.
+    values = np.require(np.frombuffer(binary[:size], dtype), requirements="A")
+    return _reshape(values, shape, where), binary[size:]
 
 
-def _from_json(data: Any, dtype: np.dtype[Any], where: str) -> np.ndarray:
-    if not isinstance(data, list):
-        raise ItemError(422, f"{where}: needs data, a list")
+def from_json(data: Any, dtype: np.dtype[Any], where: str) -> np.ndarray:
+    """JSON numbers as an array of `dtype`; what numpy would bend to fit (1.5 as 1, "7" as 7, null as NaN) is refused.
+
+    Raises:
+        ItemError: 422 with what is wrong.
+    """
     try:
-        return np.asarray(data, dtype=dtype).ravel()
-    except (ValueError, TypeError, OverflowError) as error:
+        natural = np.asarray(data)
+        if natural.size and natural.dtype.kind not in _FITTING_KINDS[dtype.kind]:
+            raise ValueError(f"{natural.ravel()[0]!r} is among it")
+        with np.errstate(over="raise"):
+            values = natural.astype(dtype)
+        if dtype.kind in "iub" and not np.array_equal(values, natural):
+            raise ValueError(f"a value is outside of {NAMES[dtype]}")
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ItemError(422, f"{where}: data is not all {NAMES[dtype]}: {error}") from None
+    return values
 
 
 def _reshape(values: np.ndarray, shape: Sequence[int], where: str) -> np.ndarray:
-    expected = int(np.prod(shape, dtype=np.int64))
+    expected = math.prod(shape)
     if values.size != expected:
         raise ItemError(422, f"{where}: shape {list(shape)} needs {expected} values, {values.size} came")
-    return values.reshape(shape)
+    try:
+        return values.reshape(shape)
+    except ValueError as error:  # [0, 2**62] is empty and still too large
+        raise ItemError(422, f"{where}: shape {list(shape)}: {error}") from None
+
+
+def _parameters(spec: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    parameters = spec.get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise ItemError(400, f"{where}: parameters is an object")
+    return parameters or {}
 
 
 def _wanted(request: Mapping[str, Any]) -> Wanted:
-    outputs = request.get("outputs") or []
-    if not isinstance(outputs, list) or not all(
-        isinstance(o, dict) and isinstance(o.get("name"), str) for o in outputs
-    ):
-        raise ItemError(400, '"outputs" is a list of objects with a name')
-    asked = [(spec.get("parameters") or {}).get("binary_data") for spec in outputs]
-    binary = bool((request.get("parameters") or {}).get("binary_data_output")) or any(asked)
-    return Wanted(id=request.get("id"), outputs=tuple(spec["name"] for spec in outputs), binary=binary)
+    specs, id_ = request.get("outputs"), request.get("id")
+    if id_ is not None and not isinstance(id_, str):
+        raise ItemError(400, '"id" is a string')
+    binary = bool(_parameters(request, "the inference request").get("binary_data_output"))
+    outputs: dict[str, bool] = {}
+    for place, spec in enumerate(specs if isinstance(specs, list) else [specs] if specs else []):
+        if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+            raise ItemError(400, '"outputs" is a list of objects with a name')
+        outputs[spec["name"]] = bool(_parameters(spec, f"outputs[{place}]").get("binary_data", binary))
+    return Wanted(id=id_, outputs=outputs, binary=binary)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 
@@ -19,20 +20,39 @@ def duration_s(text: str) -> float:
     """Seconds from `"200ms"`, `"1m30s"` or bare seconds `"20"`."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
+    scale = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    parts = re.findall(rf"(\d+(?:\.\d+)?)({'|'.join(scale)})", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration such as '200ms', '20s' or '20'")
-    scale = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
     return sum(float(number) * scale[unit] for number, unit in parts)
 
 
-def _whole(low: int) -> Callable[[str], int]:
+def _limit_s(text: str) -> float:
+    """A timeout; 0 is none, as in of-watchdog."""
+    return duration_s(text) or inf
+
+
+def _target_s(text: str) -> float:
+    seconds = duration_s(text)
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is not a duration above 0")
+    return seconds
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not re.fullmatch(r"\d+", text) or int(text) < low:
-            raise ValueError(f"{text!r} is not a whole number of at least {low}")
+        if not re.fullmatch(r"\d{1,18}", text) or int(text) < low or (high is not None and int(text) > high):
+            allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+            raise ValueError(f"{text!r} is not a whole number {allowed}")
         return int(text)
 
     return parse
+
+
+def _device(text: str) -> str:
+    if text not in ("cpu", "cuda"):
+        raise ValueError(f"{text!r} is neither cpu nor cuda")
+    return text
 
 
 def _share(text: str) -> float:
@@ -63,16 +83,19 @@ def _fds(text: str) -> tuple[int, ...]:
 
 
 def _read(parse: Callable[[str], Any], default: Any) -> Any:
-    return field(default=default, metadata={"parse": parse})
+    metadata = {"parse": parse}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:  # each `_read` is a dataclass field
     """Each field is the environment variable of the same name, without its unit (`_s`, `_bytes`)."""
 
-    port: int = _read(_whole(1), 8080)
+    port: int = _read(_whole(1, 65535), 8080)
     """Requests, `/_/health`, `/_/ready`."""
-    metrics_port: int = _read(_whole(1), 8081)
+    metrics_port: int = _read(_whole(1, 65535), 8081)
     """`/metrics`; kept apart from requests, as of-watchdog does."""
     listen_fds: tuple[int, ...] = _read(_fds, ())
     """Two bound sockets handed over by a supervisor, instead of the two ports: no port can be lost in between."""
@@ -82,20 +105,23 @@ class Settings:  # each `_read` is a dataclass field
     """Name of the model in the Open Inference Protocol."""
     batch_max: int = _read(_whole(1), 32)
     """Largest batch (the paper's limit)."""
-    latency_target_s: float = _read(duration_s, 0.5)
+    latency_target_s: float = _read(_target_s, 0.5)
     """Time from a request's arrival to its answer."""
     cpu_cores: int = _read(_whole(1), 1)
     """Threads of the model runtime."""
-    keep_up_load: float = _read(_share, 0.5)
+    keep_up_load: float = _read(_share, 0.9)
     """See `batching.BatchPolicy`; 0 waits as the paper does."""
-    input_shape: dict[str, tuple[int, ...]] = _read(shapes, None)
+    input_shape: dict[str, tuple[int, ...]] = _read(shapes, {})
     """Shape of one item for models with dynamic axes, for raw bodies, warm-up and profiling."""
-    model_device: str = _read(str, "cpu")
+    model_device: str = _read(_device, "cpu")
     """`cpu` or `cuda`."""
-    exec_timeout_s: float = _read(duration_s, 30.0)
-    """Longest time from arrival to answer, then 504 (of-watchdog's default)."""
-    read_timeout_s: float = _read(duration_s, 30.0)
-    write_timeout_s: float = _read(duration_s, 30.0)
+    exec_timeout_s: float = _read(_limit_s, 30.0)
+    """Longest wait in the queue, and longest run of a batch, then 504 (of-watchdog's default). 0 is no limit, here
+    and in the next one."""
+    read_timeout_s: float = _read(_limit_s, 30.0)
+    """408 for a request that does not arrive whole within this time."""
+    write_timeout_s: float = _read(_target_s, 30.0)
+    """A client that takes nothing of its answer for this long is dropped; also the longest drain after SIGTERM."""
     healthcheck_interval_s: float = _read(duration_s, 2.0)
     """After SIGTERM requests are still taken for this long, so that a load balancer can notice."""
     max_inflight: int = _read(_whole(0), 0)
@@ -130,7 +156,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             values[name] = spec.metadata["parse"](text)
         except ValueError as fault:
             faults.append(f"environment variable {variable}: {fault}")
+    if not values.get("listen_fds") and values.get("port", 8080) == values.get("metrics_port", 8081):
+        faults.append("environment variables port and metrics_port: they are the same")
     if faults:
         raise SettingsError("\n".join(faults))
-    values.setdefault("input_shape", {})
     return Settings(**values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import signal
 from collections.abc import Callable
@@ -10,10 +11,14 @@ from typing import Any, Protocol
 
 import uvloop
 from gunicorn.app.base import BaseApplication
+from gunicorn.errors import HaltServer
 from gunicorn.workers.base import Worker
 
 BOOT_FAILED = 3
 """gunicorn's WORKER_BOOT_ERROR: the arbiter stops instead of restarting a worker that can never start."""
+
+
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - gunicorn makes its file there by mkstemp
 
 
 class Service(Protocol):
@@ -30,6 +35,19 @@ class Service(Protocol):
 
 class LoopWorker(Worker):  # type: ignore[misc] # gunicorn has no types
     """Runs one `Service` on uvloop."""
+
+    START_GRACE_S = 1.0
+    """A service told to end while it starts gets this long to become one that can be stopped in order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Made before the fork, so that the supervisor sees what the worker writes.
+        self._shared = mmap.mmap(-1, 1)
+
+    @property
+    def lived(self) -> bool:
+        """Whether the worker has come as far as serving, or was told to end before."""
+        return self._shared[0] != 0
 
     def init_signals(self) -> None:
         """Signals are taken by the event loop in `run`; until then the defaults end the worker."""
@@ -48,6 +66,7 @@ class LoopWorker(Worker):  # type: ignore[misc] # gunicorn has no types
         ended: asyncio.Future[bool] = loop.create_future()
 
         def end(graceful: bool) -> None:
+            self._shared[0] = 1
             if not ended.done():
                 ended.set_result(graceful)
 
@@ -58,12 +77,20 @@ class LoopWorker(Worker):  # type: ignore[misc] # gunicorn has no types
         loop.add_signal_handler(signal.SIGABRT, os._exit, 1)
         service: Service = self.wsgi
         beat = asyncio.ensure_future(self._beat(end))
+        starting = asyncio.ensure_future(service.start([listener.sock for listener in self.sockets]))
+        await asyncio.wait({starting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            await asyncio.wait({starting}, timeout=self.START_GRACE_S)
+        if not starting.done():
+            self.log.warning("told to end while starting")
+            os._exit(0)  # a model that loads holds its thread: nothing gentler ends it
         try:
-            await service.start([listener.sock for listener in self.sockets])
+            starting.result()
         except Exception as error:  # noqa: BLE001 - whatever it is, the instance cannot serve
             self.log.error("%s", error)  # noqa: TRY400 - LoadError is a sentence, its traceback is noise
             beat.cancel()
             return BOOT_FAILED
+        self._shared[0] = 1
         graceful = await ended
         await service.stop(graceful=graceful)
         beat.cancel()
@@ -91,15 +118,29 @@ class ServiceApplication(BaseApplication):  # type: ignore[misc] # gunicorn has 
             "accesslog": None,
             "errorlog": "-",
             "loglevel": "warning",
+            "control_socket_disable": True,  # gunicorn 25.1: one path for all instances of a user
+            "child_exit": _halt_if_it_never_lived,
             **options,
         }
+        if os.access(_SHARED_MEMORY, os.W_OK):  # the heartbeat file works on a read-only root, too
+            self._options["worker_tmp_dir"] = _SHARED_MEMORY
         super().__init__()
 
     def load_config(self) -> None:
         """Set gunicorn's settings; nothing is read from files or the command line."""
         for name, value in self._options.items():
-            self.cfg.set(name, value)
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
 
     def load(self) -> Service:
         """Build the service in the worker process."""
         return self._factory()
+
+
+def _halt_if_it_never_lived(arbiter: Any, worker: LoopWorker) -> None:
+    """A worker that dies while it loads would die again: end, and let whoever started us see it.
+
+    The arbiter has no listeners any more when it is stopping by itself.
+    """
+    if not worker.lived and arbiter.LISTENERS:
+        raise HaltServer("the worker died before it could serve", BOOT_FAILED)

@@ -1,0 +1,195 @@
+"""The planner, whatever the problem: every plan is proven, repeatable, and no worse for more hardware."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infless_core.clock import ManualClock
+from infless_core.model import Configuration, FunctionDemand, Gpu, PlanStatus, Problem, ProfilePoint, Running, Server
+from infless_scheduler import planner
+from infless_scheduler.check import check
+from infless_scheduler.dispatch import threshold_rps
+from infless_scheduler.placement import Solution, SolverStatus
+from infless_scheduler.planner import SOLVERS, plan
+from infless_scheduler.rates import RateWindow
+
+FEW = settings(max_examples=15, deadline=None)
+configurations = st.builds(
+    Configuration, batch=st.sampled_from([1, 2, 4, 8]), cpu_cores=st.integers(1, 4),
+    gpu_percent=st.sampled_from([0, 0, 25, 50, 100]),
+)  # fmt: skip
+points = st.builds(
+    ProfilePoint, configuration=configurations, exec_s=st.sampled_from([0.004, 0.01, 0.03, 0.05, 0.09, 0.4, 1.5]),
+    memory_bytes=st.integers(0, 40), gpu_memory_bytes=st.integers(0, 40),
+)  # fmt: skip
+
+
+@st.composite
+def _problems(draw):
+    """One to three servers, one or two functions, and instances that run somewhere in some way."""
+    servers = tuple(
+        Server(id=f"s{n}", cpu_cores=draw(st.integers(1, 8)), memory_bytes=100, gpus=tuple(
+            Gpu(id=f"g{m}", memory_bytes=60) for m in range(draw(st.integers(0, 2)))
+        ))
+        for n in range(draw(st.integers(1, 3)))
+    )  # fmt: skip
+    functions = tuple(
+        FunctionDemand(
+            id=f"f{n}", latency_target_s=draw(st.sampled_from([0.05, 0.2, 4.0])),
+            rate_rps=draw(st.sampled_from([0.0, 0.5, 7.0, 40.0, 333.3])), max_batch=draw(st.sampled_from([1, 8])),
+            latency_percentile=draw(st.sampled_from([None, None, 95.0])),
+            profile=tuple(draw(st.lists(points, max_size=4, unique_by=lambda p: p.configuration))),
+        )
+        for n in range(draw(st.integers(1, 2)))
+    )  # fmt: skip
+    running = []
+    for n in range(draw(st.integers(0, 2))):
+        server, function, shape = (
+            draw(st.sampled_from(servers)),
+            draw(st.sampled_from(functions)),
+            draw(configurations),
+        )
+        gpu = draw(st.sampled_from(server.gpus)).id if server.gpus and shape.gpu_percent else None
+        shape = shape if gpu else replace(shape, gpu_percent=0)
+        running.append(Running(id=f"f0-{n}", function=function.id, server=server.id, gpu=gpu, configuration=shape))
+    return Problem(servers=servers, functions=functions, running=tuple(running))
+
+
+def _plan(problem, solver):
+    return plan(problem, solver, clock=ManualClock())
+
+
+def _unserved_rps(made):
+    return math.fsum(u.rate_rps for u in made.unserved)
+
+
+@FEW
+@given(_problems(), st.sampled_from(SOLVERS))
+def test_every_plan_passes_the_check_and_is_what_was_asked_for(problem, solver):
+    """Every solver's plan keeps every rule, and small problems are solved by the solver that was named."""
+    made = _plan(problem, solver)
+    check(problem, made)
+    assert made.solver == ("exact" if solver == "auto" else solver)
+    assert made.solver == "greedy" or made.status in (PlanStatus.OPTIMAL, PlanStatus.INFEASIBLE)
+
+
+@FEW
+@given(_problems(), st.sampled_from(["exact", "greedy"]), st.randoms(use_true_random=False))
+def test_permuted_problem_has_the_same_plan(problem, solver, rng):
+    """No decision depends on the order of the input."""
+
+    def shuffled(values):
+        return tuple(rng.sample(values, len(values)))
+
+    permuted = replace(
+        problem,
+        servers=shuffled([replace(server, gpus=shuffled(server.gpus)) for server in problem.servers]),
+        functions=shuffled([replace(f, profile=shuffled(f.profile)) for f in problem.functions]),
+        running=shuffled(problem.running),
+    )
+    assert _plan(permuted, solver) == _plan(problem, solver)
+
+
+@FEW
+@given(_problems())
+def test_another_server_never_serves_less(problem):
+    """More hardware leaves no more unserved, and costs no more where all was served before."""
+    before = _plan(problem, "exact")
+    larger = replace(problem, servers=(*problem.servers, Server(id="more", cpu_cores=4, memory_bytes=100)))
+    after = _plan(larger, "exact")
+    assert _unserved_rps(after) <= _unserved_rps(before) + 1e-6
+    if not before.unserved:
+        assert after.objective <= before.objective + 1e-6
+
+
+@FEW
+@given(_problems())
+def test_greedy_never_beats_the_proven_bound(problem):
+    """Greedy serves no more than the exact plan, and where it serves as much it costs no less than the bound."""
+    exact, greedy = _plan(problem, "exact"), _plan(problem, "greedy")
+    assert _unserved_rps(greedy) >= _unserved_rps(exact) - 1e-6
+    if _unserved_rps(greedy) <= _unserved_rps(exact) + 1e-6:
+        assert greedy.objective >= exact.bound - 1e-6
+        assert greedy.bound <= exact.objective + 1e-6
+
+
+@FEW
+@given(_problems(), st.sampled_from(["exact", "greedy"]))
+def test_plan_of_a_carried_out_plan_changes_nothing(problem, solver):
+    """With the plan running as it says, the exact planner keeps every instance; greedy may move some."""
+    first = _plan(problem, solver)
+    running = tuple(
+        Running(id=i.id, function=i.function, server=i.server, gpu=i.gpu, configuration=i.configuration)
+        for i in first.instances
+    )
+    again = _plan(replace(problem, running=running), solver)
+    assert again.objective == first.objective
+    if solver == "exact":
+        assert {i.action for i in again.instances} <= {"keep"}
+        assert not again.stop
+
+
+@FEW
+@given(_problems())
+def test_threshold_holds_or_no_lighter_instance_would_do(problem):
+    """An exact plan below its threshold could not drop or shrink to any single smaller configuration."""
+    made = _plan(problem, "exact")
+    for function in problem.functions:
+        own = [RateWindow(i.rate_low_rps, i.rate_up_rps) for i in made.instances if i.function == function.id]
+        served = math.fsum(i.rate_rps for i in made.instances if i.function == function.id)
+        if own and served < threshold_rps(own, problem.alpha) * (1 - 1e-6):
+            assert all(math.fsum(w.up_rps for w in own) - w.up_rps < served for w in own)
+
+
+def _achieved(problem, counts, windows):
+    """What a search by hand knows of counts per server: unserved, objective, oversized or not, allocated."""
+    function = problem.functions[0]
+    totals = [sum(per_server[n] for per_server in counts) for n in range(len(windows))]
+    most = sum(w.up_rps * n for w, n in zip(windows, totals, strict=True))
+    least = sum(w.low_rps * n for w, n in zip(windows, totals, strict=True))
+    cores = sum(p.configuration.cpu_cores * n for p, n in zip(function.profile, totals, strict=True))
+    used = sum(s.cpu_cores for s, per_server in zip(problem.servers, counts, strict=True) if any(per_server))
+    served = min(function.rate_rps, most)
+    oversized = problem.alpha * most + (1 - problem.alpha) * least > served * (1 + 1e-6)
+    return (function.rate_rps - served, problem.beta * used, oversized, problem.beta * cores)
+
+
+@FEW
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=2), st.floats(1, 250), st.integers(1, 3), st.integers(1, 3))
+def test_exact_is_as_good_as_trying_everything(sizes, rate_rps, single_cores, batch_cores):
+    """On small problems all counts are tried: none is better in the order of the goals."""
+    shapes = [Configuration(batch=1, cpu_cores=single_cores), Configuration(batch=4, cpu_cores=batch_cores)]
+    profile = tuple(ProfilePoint(configuration=shape, exec_s=0.05) for shape in shapes)
+    function = FunctionDemand(id="f", latency_target_s=0.2, rate_rps=rate_rps, max_batch=4, profile=profile)
+    servers = tuple(Server(id=f"s{n}", cpu_cores=cores, memory_bytes=1) for n, cores in enumerate(sizes))
+    problem = Problem(servers=servers, functions=(function,))
+    windows = [RateWindow(0, 20), RateWindow(28, 80)]
+    fitting = [
+        [c for c in itertools.product(range(6), repeat=2) if c[0] * single_cores + c[1] * batch_cores <= cores]
+        for cores in sizes
+    ]
+    best = min(_achieved(problem, counts, windows) for counts in itertools.product(*fitting))
+    placed = _plan(problem, "exact").instances
+    counts = [[sum((i.server, i.configuration) == (s.id, shape) for i in placed) for shape in shapes] for s in servers]
+    assert _achieved(problem, counts, windows) == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize("failure", ["status", "rejected"])
+def test_failed_solver_falls_back_to_greedy(monkeypatch, failure):
+    """A solver that finds nothing, or whose placements break a rule, is replaced and the plan says by whom."""
+    point = ProfilePoint(configuration=Configuration(batch=4, cpu_cores=2), exec_s=0.05)
+    function = FunctionDemand(id="f", latency_target_s=0.2, rate_rps=100, max_batch=4, profile=(point,))
+    problem = Problem(servers=(Server(id="s", cpu_cores=4, memory_bytes=1),), functions=(function,))
+
+    def broken(task, **_more):
+        good = planner.greedy(task)
+        status = SolverStatus.FAILED if failure == "status" else SolverStatus.OPTIMAL
+        return Solution(status=status, placements=good * 9, bound=0.0)
+
+    monkeypatch.setattr(planner, "_TABLE", {**planner._TABLE, "exact": broken})
+    made = plan(problem, "exact")
+    assert (made.solver, made.status, len(made.instances)) == ("greedy", PlanStatus.FEASIBLE, 2)

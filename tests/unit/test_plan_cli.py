@@ -1,0 +1,124 @@
+"""`infless plan`: exit codes, what goes to which stream, and the two forms of output."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from infless_core.errors import PlanRejected
+from infless_scheduler import cli
+from infless_scheduler.cli import plan_command
+
+PROBLEM = {
+    "version": 1,
+    "servers": [{"id": "s", "cpu_cores": 16, "memory_bytes": 2**34, "gpus": []}],
+    "functions": [
+        {
+            "id": "f",
+            "latency_target_s": 0.2,
+            "rate_rps": 70,
+            "max_batch": 4,
+            "profile": [{"batch": 4, "cpu_cores": 2, "gpu_percent": 0, "exec_s": 0.05}],
+        }
+    ],
+}
+
+
+def _run(problem, *more):
+    text = problem if isinstance(problem, str | bytes) else json.dumps(problem)
+    return CliRunner().invoke(plan_command, ["--problem", "-", *more], input=text)
+
+
+def _function(**changes):
+    return {**PROBLEM, "functions": [{**PROBLEM["functions"][0], **changes}]}
+
+
+@pytest.mark.parametrize("solver", ["auto", "exact", "greedy"])
+def test_json_on_standard_output(solver):
+    """The plan and nothing but the plan, exit code 0."""
+    result = _run(PROBLEM, "--solver", solver, "--json")
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert plan["instances"][0]["id"] == "f-1"
+    assert (plan["instances"][0]["rate_low_rps"], plan["instances"][0]["rate_up_rps"]) == (28, 80)
+
+
+def test_table_for_people():
+    """One line for each instance, then the totals."""
+    lines = _run(PROBLEM).stdout.splitlines()
+    assert lines[0].split()[:3] == ["INSTANCE", "ACTION", "SERVER"]
+    assert lines[1].split() == ["f-1", "start", "s", "-", "4", "2", "0", "70", "[28,", "80]"]
+    assert lines[-1].startswith("optimal by exact in ")
+
+
+def test_file_instead_of_standard_input(tmp_path):
+    """A path works as well as `-`."""
+    (tmp_path / "p.json").write_text(json.dumps(PROBLEM))
+    assert CliRunner().invoke(plan_command, ["--problem", str(tmp_path / "p.json")]).exit_code == 0
+
+
+def test_faults_are_usage_one_line_each():
+    """Exit code 2, each fault with its JSON path on standard error, nothing on standard output."""
+    result = _run({**_function(rate_rps=-1), "more": 1})
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["$.more", "$.functions[0].rate_rps"]
+
+
+@pytest.mark.parametrize("text", ["", "{", b"\xff", "[]"])
+def test_input_that_is_no_problem_is_usage(text):
+    """Broken JSON, broken UTF-8 and other JSON are told apart from failures."""
+    result = _run(text)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("$: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--solver", "patterns"), "'auto', 'exact', 'greedy'"),
+        (("--time-limit-s", "0"), "above 0"),
+        (("--time-limit-s", "nan"), "above 0"),
+        (("--colour",), "No such option"),
+    ],
+)
+def test_wrong_options_are_usage(arguments, said):
+    """The message names what is allowed."""
+    result = _run(PROBLEM, *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_missing_file_is_usage():
+    """No such file: exit code 2 and its name."""
+    result = CliRunner().invoke(plan_command, ["--problem", "no-such-file.json"])
+    assert result.exit_code == 2
+    assert "no-such-file.json" in result.stderr
+
+
+def test_infeasible_says_why_and_what_would_be_feasible():
+    """Exit code 3, the reasons on standard error, and with --json still the plan."""
+    result = _run(_function(latency_target_s=0.02), "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["status"] == "infeasible"
+    assert result.stderr == (
+        "f: no configuration meets 20ms: fastest is (b=4, c=2, g=0%) at 50ms; nearest feasible target 100ms\n"
+    )
+
+
+def test_partly_served_is_done():
+    """What can be planned is planned; the rest is said in the plan, exit code 0."""
+    result = _run(_function(rate_rps=10_000))
+    assert result.exit_code == 0
+    assert "unserved f: 9360/s, cpu cores exhausted" in result.stdout
+
+
+def test_our_own_fault_is_a_failure(monkeypatch):
+    """Exit code 1 when even the greedy plan is rejected."""
+
+    def reject(*_args, **_more):
+        raise PlanRejected(("for the test",))
+
+    monkeypatch.setattr(cli, "plan", reject)
+    result = _run(PROBLEM)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "for the test" in result.stderr

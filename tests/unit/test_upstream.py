@@ -1,0 +1,398 @@
+"""The HTTP client of the proxy: every framing, every split, every way in which a peer can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from infless_provider.upstream import Broken, NotSent, Reply, TimedOut, Upstream
+
+Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nContent-Type: text/plain\r\n\r\nhello"
+
+
+@contextlib.asynccontextmanager
+async def served(peer: Peer) -> AsyncIterator[Upstream]:
+    """A client of a server whose every connection is handled by `peer`."""
+    handlers: set[asyncio.Task[None] | None] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await peer(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, backlog=512)
+    client = Upstream("127.0.0.1", server.sockets[0].getsockname()[1])
+    try:
+        yield client
+    finally:
+        await client.close()
+        server.close()
+        await asyncio.gather(*filter(None, handlers))  # they see their clients leave
+
+
+def replying(*pieces: bytes, then_close: bool = False, seen: list[bytes] | None = None) -> Peer:
+    """A peer that answers each request with `pieces`, each in a packet of its own."""
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next((int(v[16:]) for v in head.split(b"\r\n") if v.startswith(b"content-length: ")), 0)
+            body = await reader.readexactly(length)
+            if seen is not None:
+                seen.append(head + body)
+            for place, piece in enumerate(pieces):
+                if place:
+                    await asyncio.sleep(0.0005)
+                writer.write(piece)
+            await writer.drain()
+            if then_close:
+                return
+
+    return peer
+
+
+async def post(client: Upstream, body: bytes = b"x", timeout_s: float = 5.0) -> Reply:
+    """A request as the proxy makes it."""
+    return await client.request("POST", "/", [(b"content-type", b"text/plain")], body, timeout_s=timeout_s)
+
+
+def with_peer(peer: Peer, use: Callable[[Upstream], Awaitable[Any]]) -> Any:
+    """What `use` returns with a client of `peer`."""
+
+    async def run() -> Any:
+        async with served(peer) as client:
+            return await use(client)
+
+    return asyncio.run(run())
+
+
+def test_an_answer_in_one_piece_is_complete_at_once() -> None:
+    """A small answer needs no second wait, and its connection is used again."""
+
+    async def use(client: Upstream) -> None:
+        for _ in range(3):
+            reply = await post(client)
+            assert (reply.status, reply.complete, reply.body) == (200, True, b"hello")
+            assert (b"content-type", b"text/plain") in reply.headers
+            assert (len(client.connections), client.idle, client.in_flight) == (1, 1, 0)
+
+    with_peer(replying(OK), use)
+
+
+def test_the_request_on_the_wire() -> None:
+    """Host and length are added, a caller's own length is not believed, a caller's own host is kept."""
+    seen: list[bytes] = []
+
+    async def use(client: Upstream) -> str:
+        await client.request("POST", "/a?b=c", [(b"content-length", b"99"), (b"x-a", b"1")], b"ab", timeout_s=5)
+        await client.request("GET", "/", [(b"host", b"example.org")], b"", timeout_s=5)
+        return client.address
+
+    address = with_peer(replying(OK, seen=seen), use)
+    assert seen[0] == (b"POST /a?b=c HTTP/1.1\r\nx-a: 1\r\nhost: %b\r\ncontent-length: 2\r\n\r\nab" % address.encode())
+    assert seen[1] == b"GET / HTTP/1.1\r\nhost: example.org\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "header"),
+    [
+        ("GET", "/ HTTP/1.1\r\nx: y", b"v"),
+        ("GET", "/a b", b"v"),
+        ("GET / HTTP/1.1\r\n\r\nGET", "/", b"v"),
+        ("GET", "/", b"v\r\nx: y"),
+        ("GET", "/", b"v\ny"),
+    ],
+)
+def test_a_forged_request_is_refused(method: str, target: str, header: bytes) -> None:
+    """Nothing that would smuggle a second request or header gets on the wire."""
+
+    async def run() -> None:
+        with pytest.raises(ValueError, match="forges"):
+            await Upstream("127.0.0.1", 1).request(method, target, [(b"n", header)], b"", timeout_s=1)
+
+    asyncio.run(run())
+
+
+CHUNKED = (
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nx-a: b\r\n\r\n"
+    b"3\r\nhel\r\n2;e=1\r\nlo\r\n0\r\nx-trailer: t\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("answer", [OK, CHUNKED], ids=["length", "interim and chunked with trailer"])
+def test_an_answer_split_at_every_byte(answer: bytes) -> None:
+    """Wherever the network cuts an answer, the same answer comes out, and the connection stays usable."""
+
+    async def run() -> None:
+        for cut in range(1, len(answer)):
+            async with served(replying(answer[:cut], answer[cut:])) as client:
+                for _ in range(2):
+                    reply = await post(client)
+                    assert (reply.status, await reply.read(), len(reply.headers)) == (200, b"hello", 2)
+                assert (len(client.connections), client.idle) == (1, 1)
+
+    asyncio.run(run())
+
+
+def test_an_answer_byte_by_byte() -> None:
+    """Each byte in a packet of its own."""
+
+    async def use(client: Upstream) -> bytes:
+        return b"|".join([piece async for piece in (await post(client)).chunks()])
+
+    pieces = [CHUNKED[place : place + 1] for place in range(len(CHUNKED))]
+    assert with_peer(replying(*pieces), use).replace(b"|", b"") == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "status"),
+    [
+        ("HEAD", b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", 200),
+        ("HEAD", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", 200),
+        ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", 204),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\ncontent-length: 7\r\n\r\n", 304),
+        ("GET", b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 200),
+    ],
+)
+def test_answers_without_a_body(method: str, answer: bytes, status: int) -> None:
+    """No body is waited for where none can come, and the connection is used again."""
+
+    async def use(client: Upstream) -> None:
+        for _ in range(3):
+            reply = await client.request(method, "/", [], b"", timeout_s=2)
+            assert (reply.status, reply.complete, await reply.read()) == (status, True, b"")
+            assert len(client.connections) == 1
+
+    with_peer(replying(answer), use)
+
+
+def test_a_body_that_ends_with_the_connection() -> None:
+    """Without a length the end of the connection is the end of the body."""
+
+    async def use(client: Upstream) -> None:
+        reply = await post(client)
+        assert (await reply.read(), client.idle, client.in_flight) == (b"hello", 0, 0)
+
+    with_peer(replying(b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo", then_close=True), use)
+
+
+def test_a_peer_that_wants_to_close_is_not_used_again() -> None:
+    """`connection: close` is honoured; the next request opens a new connection."""
+    answer = OK.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+
+    async def use(client: Upstream) -> None:
+        for _ in range(2):
+            assert (await post(client)).body == b"hello"
+            assert client.idle == 0
+
+    with_peer(replying(answer), use)
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (b"", "without an answer"),
+        (b"HTTP/1.1 200 OK\r\nconten", "in the middle"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello", "in the middle"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", "in the middle"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "does not speak"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello", "does not speak"),
+        (b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", "switched"),
+    ],
+    ids=["nothing", "half a head", "half a body", "no last chunk", "ssh", "two lengths", "upgrade"],
+)
+def test_a_broken_answer(answer: bytes, sentence: str) -> None:
+    """Half answers and garbage are `Broken`, whenever they show, and leave nothing behind."""
+
+    async def use(client: Upstream) -> None:
+        with pytest.raises(Broken, match=sentence):
+            await (await post(client)).read()
+        assert (client.in_flight, client.idle) == (0, 0)
+
+    with_peer(replying(answer, then_close=True), use)
+
+
+def test_garbage_after_an_answer_spoils_the_connection_only() -> None:
+    """The answer was whole and counts; what follows unasked must not answer the next request."""
+
+    async def use(client: Upstream) -> None:
+        reply = await post(client)
+        assert (reply.body, client.idle) == (b"hello", 0)
+
+    with_peer(replying(OK + b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"), use)
+
+
+def test_a_refused_connection_is_not_sent() -> None:
+    """Nobody listens: safe to try elsewhere."""
+
+    async def run() -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            client = Upstream("127.0.0.1", taken.getsockname()[1])
+            with pytest.raises(NotSent, match="cannot be reached"):
+                await post(client)
+            assert client.in_flight == 0
+
+    asyncio.run(run())
+
+
+def test_a_closed_client_sends_nothing() -> None:
+    """After `close` there are no connections and no requests."""
+
+    async def use(client: Upstream) -> None:
+        await post(client)
+        await client.close()
+        assert (len(client.connections), client.idle) == (0, 0)
+        with pytest.raises(NotSent, match="closed"):
+            await post(client)
+
+    with_peer(replying(OK), use)
+
+
+def test_a_connection_closed_while_idle_is_replaced_unseen() -> None:
+    """The end that the kernel knows of and the loop does not is noticed before anything is written."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    answered = threading.Semaphore(0)
+
+    def peer() -> None:
+        for _ in range(3):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(OK)
+                answered.acquire(timeout=5)
+
+    async def run() -> None:
+        client = Upstream("127.0.0.1", listener.getsockname()[1])
+        for _ in range(3):
+            assert (await post(client)).body == b"hello"
+            assert client.idle == 1
+            answered.release()
+            time.sleep(0.01)  # the loop stands still while the peer closes
+        await client.close()
+
+    thread = threading.Thread(target=peer)
+    thread.start()
+    asyncio.run(run())
+    thread.join()
+    listener.close()
+
+
+def test_a_reused_connection_that_closes_after_the_request_is_broken_and_sent_once() -> None:
+    """The peer may have done the work: the client must not repeat it unasked."""
+    requests: list[bytes] = []
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"x"))
+        writer.write(OK)
+        requests.append(await reader.readuntil(b"y"))
+
+    async def use(client: Upstream) -> None:
+        await post(client, b"x")
+        with pytest.raises(Broken, match="without an answer"):
+            await post(client, b"y")
+
+    with_peer(peer, use)
+    assert len(requests) == 2
+
+
+@pytest.mark.parametrize("pieces", [(b"",), (b"HTTP/1.1 200 OK\r\n",), (OK[:-2],)], ids=["nothing", "head", "body"])
+def test_a_late_answer_times_out(pieces: tuple[bytes, ...]) -> None:
+    """The time runs until the last byte; a late connection is cut and not used again."""
+
+    async def use(client: Upstream) -> None:
+        with pytest.raises(TimedOut, match=r"within 0\.0"):
+            await (await post(client, timeout_s=0.03)).read()
+        assert (client.in_flight, client.idle, len(client.connections)) == (0, 0, 0)
+
+    with_peer(replying(*pieces), use)
+
+
+def test_a_slow_consumer_holds_back_the_sender() -> None:
+    """Memory stays bounded however much the peer wants to send, and all of it arrives in the end."""
+    size = 8 * 1024 * 1024
+    sent = 0
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+        while sent < size:
+            writer.write(b"z" * 65536)
+            await writer.drain()
+            sent += 65536
+
+    async def use(client: Upstream) -> None:
+        reply = await client.request("GET", "/", [], b"", timeout_s=5)
+        await asyncio.sleep(0.05)
+        held = len(reply.body)
+        assert held < 1024 * 1024
+        assert sent < size
+        total = 0
+        async for piece in reply.chunks():
+            total += len(piece)
+        assert (total, client.idle) == (size, 1)
+
+    with_peer(peer, use)
+
+
+def test_read_takes_a_large_answer_whole() -> None:
+    """`read` needs no consumer to keep up with."""
+    body = bytes(range(256)) * 8192
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+    async def use(client: Upstream) -> bytes:
+        return await (await post(client, body=b"q" * 1_000_000)).read()
+
+    assert with_peer(replying(answer), use) == body
+
+
+def test_a_client_that_leaves_cuts_the_connection() -> None:
+    """Neither a closed reply, an abandoned stream nor a cancelled request leaves a connection behind."""
+    stalled = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello"
+
+    async def use(client: Upstream) -> None:
+        reply = await post(client)
+        reply.close()
+        with pytest.raises(Broken, match="given up"):
+            await reply.read()
+        stream = (await post(client)).chunks()
+        assert await anext(stream) == b"hello"
+        await stream.aclose()  # type: ignore[attr-defined]
+        reading = asyncio.ensure_future((await post(client)).read())
+        await asyncio.sleep(0.01)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert (client.in_flight, client.idle, len(client.connections)) == (0, 0, 0)
+
+    with_peer(replying(stalled), use)
+
+
+def test_many_requests_at_once() -> None:
+    """Each gets its own answer; connections grow to the need and all come back."""
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            body = await reader.readexactly(4)
+            await asyncio.sleep(0.001)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n" + body)
+
+    async def use(client: Upstream) -> None:
+        bodies = [b"%04d" % number for number in range(200)]
+        replies = await asyncio.gather(*(post(client, body) for body in bodies))
+        assert [await reply.read() for reply in replies] == bodies
+        assert client.in_flight == 0
+        assert client.idle == len(client.connections) <= 200
+
+    with_peer(peer, use)

@@ -97,14 +97,10 @@ def print_report(
         print(f"  {load.function.name:16} {_sizes_text(watch, load.function.name)}")
     print("\ninstances of INFless, the configuration each got, and why:")
     for event in watch.events:
-        if event["event"] in ("start", "resize", "stop"):
+        if event["event"] in ("start", "plan", "resize", "stop"):
             given = event["configuration"]
             print(f"  {watch.at_s(event):6.1f} s  {event['event']:6} {event['instance']:30}"
                   f" b={given['batch']:<3} c={given['cpu_cores']} g={given['gpu_percent']}%  {event['why']}")  # fmt: skip
-    for one in watch.instances.values():
-        if one["rate_up_rps"] is not None:
-            print(f"  {one['id']}: meets its target between {one['rate_low_rps']:.0f} and {one['rate_up_rps']:.0f}"
-                  " requests/s")  # fmt: skip
     print(f"\nevery answer was checked against onnxruntime run directly: {wrong} wrong")
     return wrong
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-
-from infless_scheduler.planner import plan
+from concurrent.futures import ThreadPoolExecutor
 
 from infless_core.clock import Clock
 from infless_core.errors import InflessError
+from infless_core.lifecycle import Phase
 from infless_core.model import Plan, Problem, Running, Server
+from infless_core.units import format_duration
 from infless_provider.controller import Controller
 from infless_provider.functions import ALPHA, FunctionState
-from infless_provider.reconcile import Action, Actual, Bounds, Drain, Replace, Resize, Start, reconcile
+from infless_provider.reconcile import Action, Actual, Bounds, Drain, HandOver, Replace, Resize, Start, reconcile
 from infless_scheduler.autoscale import needs_plan
+from infless_scheduler.planner import plan
 
 LOG = logging.getLogger("infless.autoscaler")
 TICK_S = 1.0
@@ -33,22 +35,33 @@ class Autoscaler:
         self._solver = solver
         self._dirty = asyncio.Event()
         self._least: dict[str, int] = {}
+        self._solving = ThreadPoolExecutor(max_workers=1, thread_name_prefix="solver")
         controller.on_dirty = self._dirty.set
 
     async def run(self) -> None:
-        """Tick for ever; a change (deploy, crash, scale) is planned at once, not at the next tick."""
-        next_s = self._clock.now_s() + TICK_S
+        """Tick and plan for ever; a change (deploy, crash, scale) is planned at once, not at the next tick."""
         self._dirty.set()
+        try:
+            await asyncio.gather(self._tick_forever(), self._plan_forever())
+        finally:
+            self._solving.shutdown(wait=False, cancel_futures=True)
+
+    async def _tick_forever(self) -> None:
+        next_s = self._clock.now_s()
         while True:
+            next_s = max(next_s + TICK_S, self._clock.now_s())
+            await asyncio.sleep(next_s - self._clock.now_s())
             try:
-                await asyncio.wait_for(self._dirty.wait(), max(0.0, next_s - self._clock.now_s()))
-            except TimeoutError:
-                next_s += TICK_S
                 self._tick()
+            except Exception:
+                LOG.exception("measuring rates failed; what runs goes on running")
+
+    async def _plan_forever(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
             try:
-                if self._dirty.is_set():
-                    self._dirty.clear()
-                    await self._replan()
+                await self._replan()
             except Exception:
                 LOG.exception("planning failed; what runs goes on running")
 
@@ -62,7 +75,9 @@ class Autoscaler:
             reason = needs_plan(windows, function.planned_rps, function.rate_rps, ALPHA)
             function.watch, due = function.watch.after(reason, now_s)
             least = function.least(now_s)
-            retry = 0 < function.retry_at_s <= now_s and not function.current()
+            retry = 0 < function.retry_at_s <= now_s
+            if retry:
+                function.retry_at_s = 0.0
             if due is not None or retry or self._least.get(key) != least:
                 self._least[key] = least
                 if due is not None:
@@ -70,30 +85,60 @@ class Autoscaler:
                 self._dirty.set()
 
     async def _replan(self) -> None:
-        functions = dict(self._controller.functions)
+        alive = self._controller.functions
+        functions = dict(alive)
+        versions = {key: function.stored.digest for key, function in functions.items()}
         problem = self._problem(functions)
         made = await asyncio.get_running_loop().run_in_executor(
-            None, lambda: plan(problem, solver=self._solver, time_limit_s=TIME_LIMIT_S)
+            self._solving, lambda: plan(problem, solver=self._solver, time_limit_s=TIME_LIMIT_S)
         )
+        if any(key in alive and alive[key].stored.digest != digest for key, digest in versions.items()):
+            self._dirty.set()  # updated meanwhile: the plan speaks of instances of an older version
+            return
+        self._settle(problem, made)
+
+    def _settle(self, problem: Problem, made: Plan) -> None:
+        """Execute a plan."""
         self.last_plan = made
         now_s = self._clock.now_s()
-        for demand in problem.functions:
-            functions[demand.id].planned_rps = demand.rate_rps
-        for function in functions.values():
+        alive = self._controller.functions
+        rates_rps = {demand.id: demand.rate_rps for demand in problem.functions}
+        for key, function in alive.items():
+            function.planned_rps = rates_rps.get(key, 0.0)
             function.watch = function.watch.planned(now_s)
         for lack in made.unserved:
             LOG.warning("%s: %.1f requests/s are unserved: %s", lack.function, lack.rate_rps, lack.reason)
-        alive = self._controller.functions
-        actual = [
-            Actual(id=i.id, function=i.function, configuration=i.configuration)
-            for function in alive.values()
-            for i in function.current()
-        ]
         bounds = {key: self._bounds(function, now_s) for key, function in alive.items()}
+        actual = [
+            Actual(
+                id=i.id,
+                function=i.function,
+                configuration=i.configuration,
+                ready=i.phase is Phase.READY,
+                replaces=i.replaces,
+            )
+            for key, function in alive.items()
+            # Where nothing is wanted any more, an older version that waits to be replaced goes too.
+            for i in (function.current() if bounds[key].least or function.rate_rps else function.undrained())
+        ]
+        self._tell(made)
         for action in reconcile(made, bounds, actual):
             self._act(action, now_s)
         for function in alive.values():
             function.reweigh()
+
+    def _tell(self, made: Plan) -> None:
+        """Keep with each running instance what the newest plan wants of it, and why."""
+        for wanted in made.instances:
+            instance = self._controller.fleet.instances.get(wanted.id)
+            function = self._controller.functions.get(wanted.function)
+            if instance is not None and function is not None:
+                instance.reason = (
+                    f"{made.status} plan ({made.solver}): {wanted.rate_rps:.0f} of {function.planned_rps:.0f} requests/s;"
+                    f" {wanted.configuration} meets {format_duration(function.wishes.latency_target_s)} up to"
+                    f" {wanted.rate_up_rps:.0f}/s"
+                )
+                self._controller.fleet.record("plan", instance, instance.reason)
 
     def _problem(self, functions: dict[str, FunctionState]) -> Problem:
         """A snapshot: idle functions have no demand, their spares hold no planned cores."""
@@ -125,8 +170,11 @@ class Autoscaler:
                     instance = fleet.instances[id_]
                     fleet.resize(functions[instance.function], instance, configuration)
                 case Replace(id=id_, function=key, configuration=configuration, reason=reason):
-                    if not any(i.replaces == id_ for i in functions[key].instances.values()):
+                    taken = any(i.replaces == id_ for i in functions[key].instances.values())
+                    if not taken and now_s >= functions[key].retry_at_s:
                         fleet.start(functions[key], configuration, reason, replaces=id_)
+                case HandOver(id=id_, to=heir):
+                    fleet.instances[heir].replaces = id_
                 case Drain(id=id_, reason=reason):
                     fleet.drain(fleet.instances[id_], reason)
         except (KeyError, InflessError) as error:

@@ -39,7 +39,12 @@ class Instance:
     phase: Phase = Phase.STARTING
     replaces: str | None = None
     in_flight: int = 0
+    untold: bool = False
+    """Its configuration has changed, and it has not been told yet."""
+    asked_to_end: bool = False
     drain_until_s: float = 0.0
+    doom: str = ""
+    """Why we ended it ourselves, when it did not ask for that."""
 
     def advance(self, event: Event) -> None:
         """Move on in the life of an instance."""
@@ -65,6 +70,8 @@ class FunctionState:
     invocations: int = 0
     in_flight: int = 0
     last_request_s: float = 0.0
+    zeroed_s: float = 0.0
+    """When it was scaled to zero by hand; a request after that counts as a wish to have it again."""
     observed_exec_s: float = 0.0
     failures: int = 0
     """Instances in a row that ended before they were ready."""
@@ -130,15 +137,15 @@ class FunctionState:
 
     def current(self) -> list[Instance]:
         """Starting and ready instances of the newest version, by id."""
-        return [
-            i for _, i in sorted(self.instances.items())
-            if i.phase in (Phase.STARTING, Phase.READY) and i.digest == self.stored.digest
-        ]  # fmt: skip
+        return [i for i in self.undrained() if i.digest == self.stored.digest]
+
+    def undrained(self) -> list[Instance]:
+        """Starting and ready instances of every version, by id."""
+        return by_phase(self.instances.values(), Phase.STARTING, Phase.READY)
 
     def serving(self) -> list[Instance]:
-        """Ready instances of the newest version that has any: an update goes over without a gap."""
-        ready = [i for _, i in sorted(self.instances.items()) if i.phase is Phase.READY]
-        return [i for i in ready if i.digest == self.stored.digest] or ready
+        """Ready instances. While an update rolls over these are of both versions, so that no capacity is lost."""
+        return by_phase(self.instances.values(), Phase.READY)
 
     def reweigh(self) -> None:
         """Share the arriving rate out among the serving instances (paper section 3.2, three cases)."""
@@ -155,13 +162,20 @@ class FunctionState:
                 waiter.set_result(None)
 
     def least(self, now_s: float) -> int:
-        """Instances it wants at least, whatever the plan says."""
-        if self.stored.replicas is not None:
-            return self.stored.replicas
-        if self.wishes.scale_min or not self.wishes.scale_to_zero:
-            return self.wishes.scale_min
-        idle_s = now_s - max(self.last_request_s, self.created_s)
-        return 1 if idle_s < self.wishes.zero_after_s else 0
+        """Instances it wants at least, whatever the plan says.
+
+        Where nothing is the least (scaled to zero by hand, or by label), an instance stays for a while after a request.
+        """
+        replicas, wishes = self.stored.replicas, self.wishes
+        if replicas:
+            return min(replicas, wishes.scale_max)
+        if replicas is None and wishes.scale_min and not wishes.scale_to_zero:
+            return wishes.scale_min
+        recent_s = self.created_s if replicas is None and wishes.scale_to_zero else self.zeroed_s
+        asked = self.in_flight > 0 or self.last_request_s > recent_s
+        idle_s = now_s - max(self.last_request_s, recent_s)
+        awake = self.in_flight > 0 or ((asked or recent_s > self.zeroed_s) and idle_s < wishes.zero_after_s)
+        return max(1, wishes.scale_min) if awake else 0
 
     def available(self) -> int:
         """Ready instances."""

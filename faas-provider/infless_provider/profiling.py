@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from infless_core.clock import Clock
-from infless_core.model import ProfilePoint
+from infless_core.model import Configuration, ProfilePoint
 from infless_profiler.measure import Measurement, batch_sizes, core_counts, measure_function
 from infless_profiler.store import ProfileStore
 
 BUDGET_S = 1.5
 """Seconds of timing for each core count: a deployment must answer well within faas-cli's 60 s."""
-
-
-TOO_SLOW_S = 1.0
-"""`infless_watchdog.curve` stops after the first batch size that takes longer."""
 
 
 class Profiles:
@@ -27,6 +23,18 @@ class Profiles:
         self._clock = clock
         self._cpus = cpus
         self._measuring = threading.Lock()
+        self._cancelled = threading.Event()
+
+    def kept(self, key: str, batch_max: int) -> tuple[ProfilePoint, ...] | None:
+        """Points that are in the database, None when they say too little about batches up to `batch_max`.
+
+        Raises:
+            StateError: the database cannot be used.
+        """
+        asked = self._store.coverage(key)
+        if asked is None or asked.batch < batch_max or asked.cpu_cores < self._cpus:
+            return None
+        return self._usable(self._store.load(key), batch_max)
 
     def points(
         self,
@@ -36,17 +44,29 @@ class Profiles:
         batch_max: int,
         progress: Callable[[str], None] = lambda _: None,
     ) -> tuple[ProfilePoint, ...]:
-        """Kept points of a function that cover `batch_max`, else newly measured ones; empty when it has no example.
+        """Kept points of a function, else newly measured ones; empty when it has no example to be timed with.
 
         Raises:
             BackendError: the function cannot be loaded, or fails on its own example.
             StateError: the database cannot be used.
         """
         with self._measuring:
-            kept = self._store.load(key)
-            if not _covers(kept, batch_max):
-                kept = self.measure(key, bundle, environment, batch_sizes(batch_max), progress)
-        return tuple(measurement.point for measurement in kept)
+            kept = self.kept(key, batch_max)
+            if kept is not None:
+                return kept
+            found = self.measure(key, bundle, environment, batch_sizes(batch_max), progress)
+        return self._usable(found, batch_max)
+
+    def _usable(self, found: Iterable[Measurement], batch_max: int) -> tuple[ProfilePoint, ...]:
+        """What fits this machine's share of cores and the function's largest batch."""
+        return tuple(
+            one.point for one in found
+            if one.configuration.batch <= batch_max and one.configuration.cpu_cores <= self._cpus
+        )  # fmt: skip
+
+    def cancel(self) -> None:
+        """End a measurement under way, and every later one: the provider stops."""
+        self._cancelled.set()
 
     def measure(
         self,
@@ -65,11 +85,8 @@ class Profiles:
             cores=core_counts(self._cpus),
             budget_s=budget_s,
             progress=progress,
+            cancelled=self._cancelled.is_set,
         )
-        self._store.save(key, found, self._clock.wall_s())
+        asked = Configuration(batch=max(batches), cpu_cores=self._cpus)
+        self._store.save(key, found, asked, self._clock.wall_s())
         return found
-
-
-def _covers(measurements: Sequence[Measurement], batch_max: int) -> bool:
-    """Whether the measured batches say enough: they reach `batch_max`, or ended where a batch became too slow."""
-    return any(m.configuration.batch >= batch_max or max(m.samples_s) > TOO_SLOW_S for m in measurements)

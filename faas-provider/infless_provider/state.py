@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 from infless_core.errors import StateError
 from infless_core.model import Configuration, FunctionSpec
 
+LOG = logging.getLogger("infless.state")
 _MIGRATIONS = (
     """
     CREATE TABLE function (
@@ -59,27 +61,42 @@ class State:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = sqlite3.connect(path, isolation_level=None)
+        except (sqlite3.Error, OSError) as error:
+            raise StateError(f"the state database {path} cannot be opened: {error}") from error
+        try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._migrate()
-        except (sqlite3.Error, OSError) as error:
-            raise StateError(f"the state database {path} cannot be opened: {error}") from error
+        except sqlite3.Error as error:
+            self._db.close()
+            raise StateError(f"the state database {path} cannot be used: {error}") from error
+        except StateError:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
     def functions(self) -> list[StoredFunction]:
-        """All functions, by name."""
-        rows = self._db.execute(
-            "SELECT spec, bundle, digest, created_at_s, replicas FROM function ORDER BY key"
-        ).fetchall()
-        return [
-            StoredFunction(
-                spec=_spec_from_json(spec), bundle=bundle, digest=digest, created_at_s=created, replicas=replicas
-            )
-            for spec, bundle, digest, created, replicas in rows
-        ]
+        """All functions, by name. A row that this version cannot read is told in the log and left as it is."""
+        found = []
+        for key, spec, bundle, digest, created_at_s, replicas in self._rows(
+            "SELECT key, spec, bundle, digest, created_at_s, replicas FROM function ORDER BY key"
+        ):
+            try:
+                function = StoredFunction(
+                    spec=_spec_from_json(spec),
+                    bundle=bundle,
+                    digest=digest,
+                    created_at_s=created_at_s,
+                    replicas=replicas,
+                )
+            except (ValueError, TypeError, KeyError) as error:
+                LOG.error("%s cannot be read from %s and is not served: %r", key, self._path, error)  # noqa: TRY400
+            else:
+                found.append(function)
+        return found
 
     def put_function(self, function: StoredFunction) -> None:
         """Add or replace."""
@@ -103,9 +120,9 @@ class State:
 
     def instances(self) -> list[StoredInstance]:
         """All instances, by id."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT id, function, digest, batch, cpu_cores, gpu_percent, address FROM instance ORDER BY id"
-        ).fetchall()
+        )  # fmt: skip
         return [
             StoredInstance(
                 id=id_,
@@ -145,6 +162,12 @@ class State:
             raise StateError(f"{self._path} was written by a newer INFless (schema {version}); update INFless")
         for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
             self._db.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise StateError(f"the state database {self._path} cannot be read: {error}") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -288,6 +288,9 @@ class Upstream:
         if self._closed:
             connection.cut()
             raise NotSent(f"the client of {self.address} is closed")
+        if not connection.usable():
+            connection.cut()
+            raise NotSent(f"{self.address} closed the connection at once")
         return connection
 
     def put(self, connection: _Connection) -> None:

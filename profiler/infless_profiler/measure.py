@@ -6,16 +6,17 @@ The child is the watchdog itself (`python -m infless_watchdog --curve`), so what
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from infless_core.errors import BackendError
+from infless_core.errors import BackendError, InvalidInput
 from infless_core.model import Configuration, ProfilePoint
 
 INFLATION = 1.1
@@ -23,6 +24,9 @@ INFLATION = 1.1
 REQUEST_S = 0.0001
 """The watchdog's own time for one request (parsing, queue, answer, metrics) on the core that the model also needs:
 `python -m benchmarks.watchdog` measures about 70 us a request on a trivial model."""
+
+_LOOK_S = 0.2
+"""How often a child is asked for: a provider that stops must not wait for a model that loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,7 @@ def measure_function(
     cores: Sequence[int],
     budget_s: float,
     progress: Callable[[str], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> list[Measurement]:
     """Time every `(batch, cores)` of a bundle.
 
@@ -72,52 +77,87 @@ def measure_function(
         cores: core counts; each is a run of its own, pinned to that many cores.
         budget_s: seconds of timing for each core count, start not included.
         progress: told what is being measured.
+        cancelled: asked several times a second; True ends the child.
 
     Returns:
         Measurements, or nothing when the function has no example to be timed with.
 
     Raises:
-        BackendError: when the function cannot be loaded or fails on its own example; carries its words.
+        BackendError: when the function cannot be loaded or fails on its own example (carries its words), or when it
+            was cancelled.
     """
     found: list[Measurement] = []
     for count in cores:
         progress(f"timing batches {', '.join(map(str, batches))} on {count} core(s)")
-        for record in _run_curve(bundle, environment, batches, count, budget_s):
-            if "unknown" in record:
-                return []
-            configuration = Configuration(batch=int(record["batch"]), cpu_cores=count)
-            found.append(
-                Measurement(
-                    configuration=configuration,
-                    samples_s=tuple(record["exec_s"]),
-                    memory_bytes=int(record["memory_bytes"]),
-                )
-            )
+        try:
+            out = _run_curve(bundle, environment, batches, count, budget_s, cancelled)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise BackendError(f"{bundle.name} could not be timed: {error}") from error
+        measured = [one for line in out.splitlines() if (one := _measurement(line, count)) is not None]
+        if not measured:
+            return []
+        found += measured
     return found
 
 
+def _measurement(line: str, cpu_cores: int) -> Measurement | None:
+    """One line of the child; None for `{"unknown": ...}` and for what the user's code prints in between."""
+    try:
+        record = json.loads(line)
+        samples_s = tuple(float(sample) for sample in record["exec_s"])
+        configuration = Configuration(batch=record["batch"], cpu_cores=cpu_cores)
+        memory_bytes = int(record["memory_bytes"])
+    except (ValueError, TypeError, KeyError, InvalidInput):
+        return None
+    return (
+        Measurement(configuration=configuration, samples_s=samples_s, memory_bytes=memory_bytes) if samples_s else None
+    )
+
+
 def _run_curve(
-    bundle: Path, environment: Mapping[str, str], batches: Sequence[int], cores: int, budget_s: float
-) -> list[dict[str, Any]]:
+    bundle: Path,
+    environment: Mapping[str, str],
+    batches: Sequence[int],
+    cores: int,
+    budget_s: float,
+    cancelled: Callable[[], bool],
+) -> str:
     command = [
         sys.executable, "-m", "infless_watchdog", "--curve", ",".join(map(str, batches)), "--budget-s", str(budget_s),
     ]  # fmt: skip
     env = {**child_environment(bundle, environment), "cpu_cores": str(cores)}
-    child = subprocess.Popen(
-        command, env=env, cwd=bundle, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
-    with child:
-        # Before it has any thread: everything it starts inherits the cores.
-        os.sched_setaffinity(child.pid, sorted(os.sched_getaffinity(0))[-cores:])
+    with subprocess.Popen(
+        command,
+        env=env,
+        cwd=bundle,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as child:
         try:
-            out, err = child.communicate(timeout=60 + 20 * budget_s)
-        except subprocess.TimeoutExpired as error:
-            child.kill()
-            raise BackendError(f"timing {bundle.name} did not end within {error.timeout:.0f} s") from error
+            # Before it has any thread: everything it starts inherits the cores.
+            os.sched_setaffinity(child.pid, sorted(os.sched_getaffinity(0))[-cores:])
+            out, err = _communicate(child, 60 + 20 * budget_s, cancelled)
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)  # not waited for yet, so its number is still its own
+            raise
     if child.returncode != 0:
         words = [line for line in err.splitlines() if line.strip()]
         raise BackendError(words[-1] if words else f"timing ended with exit code {child.returncode}")
-    return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return out
+
+
+def _communicate(child: subprocess.Popen[str], timeout_s: float, cancelled: Callable[[], bool]) -> tuple[str, str]:
+    for _ in range(math.ceil(timeout_s / _LOOK_S)):
+        try:
+            return child.communicate(timeout=_LOOK_S)
+        except subprocess.TimeoutExpired:
+            if cancelled():
+                raise BackendError("timing was cancelled") from None
+    raise BackendError(f"loading and timing it did not end within {timeout_s:.0f} s")
 
 
 def child_environment(bundle: Path, environment: Mapping[str, str]) -> dict[str, str]:

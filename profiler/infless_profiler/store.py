@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from infless_core.errors import StateError
@@ -18,7 +18,11 @@ CREATE TABLE IF NOT EXISTS measurement (
     batch INTEGER NOT NULL, cpu_cores INTEGER NOT NULL, gpu_percent INTEGER NOT NULL,
     samples_s TEXT NOT NULL, memory_bytes INTEGER NOT NULL, measured_at_s REAL NOT NULL,
     PRIMARY KEY (digest, machine, batch, cpu_cores, gpu_percent)
-)
+);
+CREATE TABLE IF NOT EXISTS coverage (
+    digest TEXT NOT NULL, machine TEXT NOT NULL, batch INTEGER NOT NULL, cpu_cores INTEGER NOT NULL,
+    PRIMARY KEY (digest, machine)
+);
 """
 
 
@@ -46,8 +50,24 @@ class ProfileStore:
             for batch, cores, gpu, samples, memory in rows
         ]
 
-    def save(self, digest: str, measurements: Iterable[Measurement], now_s: float) -> None:
+    def coverage(self, digest: str) -> Configuration | None:
+        """The largest batch and the most cores that were asked for when a function was timed; None if it never was."""
+        with self._open() as db:
+            row = db.execute(
+                "SELECT batch, cpu_cores FROM coverage WHERE digest = ? AND machine = ?", (digest, self._machine)
+            ).fetchone()
+        return Configuration(batch=row[0], cpu_cores=row[1]) if row else None
+
+    def save(
+        self, digest: str, measurements: Iterable[Measurement], coverage: Configuration, now_s: float
+    ) -> None:  # fmt: skip
         """Keep measurements; a newer one replaces an older one of the same configuration.
+
+        Args:
+            digest: the function's code and variables.
+            measurements: none when the function has no example to be timed with.
+            coverage: what was asked for. Unbatched and slow functions have measurements of smaller batches only.
+            now_s: since the epoch.
 
         Raises:
             StateError: when the database cannot be written.
@@ -59,14 +79,20 @@ class ProfileStore:
             )
             for m in measurements
         ]  # fmt: skip
-        with self._open() as db, db:
+        with self._open() as db:
             db.executemany("INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            db.execute(
+                "INSERT OR REPLACE INTO coverage VALUES (?, ?, ?, ?)",
+                (digest, self._machine, coverage.batch, coverage.cpu_cores),
+            )
 
-    def _open(self) -> closing[sqlite3.Connection]:
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self._path, timeout=10)
-            db.execute(_SCHEMA)
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with closing(sqlite3.connect(self._path, timeout=10)) as db:
+                db.executescript(_SCHEMA)
+                with db:
+                    yield db
         except (sqlite3.Error, OSError) as error:
-            raise StateError(f"the profile database {self._path} cannot be opened: {error}") from error
-        return closing(db)
+            raise StateError(f"the profile database {self._path} cannot be used: {error}") from error

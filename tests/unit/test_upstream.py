@@ -245,6 +245,28 @@ def test_a_refused_connection_is_not_sent() -> None:
     asyncio.run(run())
 
 
+def test_a_connection_closed_on_accept() -> None:
+    """Whichever side is faster, the caller gets one of our errors and nothing is left behind."""
+
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def hang_up() -> None:
+                listener.accept()[0].close()
+
+            loop = asyncio.get_running_loop()
+            loop.add_reader(listener.fileno(), hang_up)
+            client = Upstream("127.0.0.1", listener.getsockname()[1])
+            with pytest.raises((NotSent, Broken)) as caught:
+                await post(client)
+            loop.remove_reader(listener.fileno())
+            await client.close()
+            assert (client.in_flight, len(client.connections)) == (0, 0)
+            assert caught.type is NotSent or "without an answer" in str(caught.value)
+
+    asyncio.run(run())
+
+
 def test_a_closed_client_sends_nothing() -> None:
     """After `close` there are no connections and no requests."""
 

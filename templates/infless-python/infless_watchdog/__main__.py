@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--budget-s", type=float, default=2.0, help="seconds for --curve (default 2)")
     options = parser.parse_args()
     try:
-        log_file = os.environ.get("log_file", "").strip()
+        log_file = os.environ.get("log_file", "").strip()  # noqa: SIM112 - OpenFaaS's way to write them
         if log_file and options.curve is None:  # before anything can be wrong: its sentence belongs there
             capture(Path(log_file))
         settings = read_settings(os.environ)

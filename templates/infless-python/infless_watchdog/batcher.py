@@ -65,8 +65,6 @@ class Batcher:
         self._timer_at_s = 0.0
         self._rate_rps = 0.0
         self._rate_at_s = 0.0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     @property
@@ -85,7 +83,6 @@ class Batcher:
         now_s = time.monotonic()
         ticket = Ticket(item, now_s, deliver)
         self._queue.append(ticket)
-        self._idle.clear()
         self._count_arrival(now_s)
         self._step()
         return ticket
@@ -113,7 +110,7 @@ class Batcher:
             case WaitUntil(at_s):
                 self._wake_at(at_s)
             case None:
-                self._idle.set()
+                pass
 
     def _drop_dead(self) -> None:
         """Take out clients that left, and answer 504 where no answer can come in time any more."""
@@ -195,15 +192,10 @@ class Batcher:
             self._deliver(ticket, lost)
         self._on_hang()
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Run what waits, in full batches and without waiting for more; True when everything was answered."""
+    def drain(self) -> None:
+        """From now on run what waits, in full batches and without waiting for more."""
         self.draining = True
         self._step()
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
 
     def close(self) -> None:
         """Give the thread back; a running batch is not waited for."""

@@ -32,7 +32,8 @@ def run_isolated(predict: Callable[[list[Any]], Any], items: Sequence[Any]) -> l
         kind = type(results).__name__
         fault = f"the handler must return a list with one answer per request; it returned {kind}"
     elif len(results) != len(items):
-        fault = f"the handler returned {len(results)} answers for a batch of {len(items)} requests; they must be as many"
+        came = len(results)
+        fault = f"the handler returned {came} answers for a batch of {len(items)} requests; they must be as many"
     else:
         return [_as_item_error(result) if isinstance(result, BaseException) else result for result in results]
     return [ItemError(500, fault)] * len(items)

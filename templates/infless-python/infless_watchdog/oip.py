@@ -147,14 +147,13 @@ def from_json(data: Any, dtype: np.dtype[Any], where: str) -> np.ndarray:
     """
     try:
         natural = np.asarray(data)
-        if natural.size and natural.dtype.kind not in _FITTING_KINDS[dtype.kind]:
-            raise ValueError(f"{natural.ravel()[0]!r} is among it")
         with np.errstate(over="raise"):
             values = natural.astype(dtype)
-        if dtype.kind in "iub" and not np.array_equal(values, natural):
-            raise ValueError(f"a value is outside of {NAMES[dtype]}")
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ItemError(422, f"{where}: data is not all {NAMES[dtype]}: {error}") from None
+    fits = natural.dtype.kind in _FITTING_KINDS[dtype.kind]
+    if natural.size and not (fits and (dtype.kind == "f" or np.array_equal(values, natural))):
+        raise ItemError(422, f"{where}: data is not all {NAMES[dtype]}, or a value is out of its range")
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from infless_watchdog.handlers import OCTETS, Call, LoadError, Reply, encode_pla
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.settings import Settings
 
+LOG = logging.getLogger("infless.watchdog")
 _TYPES = {
     "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(float16)": "FP16", "tensor(bool)": "BOOL",
     "tensor(int8)": "INT8", "tensor(int16)": "INT16", "tensor(int32)": "INT32", "tensor(int64)": "INT64",
@@ -54,11 +56,15 @@ class OnnxModel:
         self._name = settings.function_name
         self._session = _open(path, settings)
         self.inputs = tuple(_input(spec, settings, path) for spec in self._session.get_inputs())
-        self.outputs = tuple(spec.name for spec in self._session.get_outputs())
-        fixed = {spec.shape[0] for spec in self._session.get_inputs() if spec.shape and isinstance(spec.shape[0], int)}
-        self.batched = not fixed
-        """A model exported with a fixed batch axis runs its requests one by one."""
-        self._fixed_rows = fixed.pop() if len(fixed) == 1 else None
+        self.outputs = tuple(_output(spec, path) for spec in self._session.get_outputs())
+        fixed = {rows for spec in self._session.get_inputs() if (rows := _fixed_rows(spec)) is not None}
+        if len(fixed) > 1:
+            raise LoadError(f"{path}: the inputs' first axes are {sorted(fixed)}: no batch axis; write a handler.py")
+        # A fixed 1 in front of an output is often only the exporter's word; a batch of more will show.
+        odd = any((_fixed_rows(spec) or 1) > 1 for spec in self._session.get_outputs())
+        self.batched = not fixed and not odd
+        """Without a batch axis that can grow, requests are run one by one."""
+        self._fixed_rows = fixed.pop() if fixed else None
 
     def metadata(self) -> dict[str, Any]:
         """Model metadata of the Open Inference Protocol."""
@@ -67,7 +73,7 @@ class OnnxModel:
             for i in self.inputs
         ]
         outputs = [
-            {"name": o.name, "datatype": _TYPES.get(o.type, o.type), "shape": [_dim(d) for d in o.shape]}
+            {"name": o.name, "datatype": _TYPES.get(o.type, "BYTES"), "shape": [_dim(d) for d in o.shape]}
             for o in self._session.get_outputs()
         ]
         return {"name": self._name, "platform": "onnxruntime_onnx", "inputs": inputs, "outputs": outputs}
@@ -75,7 +81,7 @@ class OnnxModel:
     def decode(self, call: Call) -> Item:
         """Tensors from an inference request, a JSON array, or raw bytes."""
         header_length = next((value for name, value in call.headers if name == oip.HEADER_LENGTH), None)
-        if header_length is not None:
+        if header_length is not None or call.path.startswith("/v2/"):
             tensors, wanted = oip.parse_infer(call.body, header_length)
             return self._item(tensors, wanted)
         if call.content_type == "application/octet-stream":
@@ -93,9 +99,11 @@ class OnnxModel:
             groups.setdefault(item.signature, []).append(place)
         answers: list[dict[str, np.ndarray]] = [{} for _ in items]
         for places in groups.values():
-            for chosen in [places] if self.batched else [[place] for place in places]:
-                for place, answer in zip(chosen, self._run([items[place] for place in chosen]), strict=True):
-                    answers[place] = answer
+            chosen = [items[place] for place in places]
+            together = self._run_together(chosen) if self.batched and len(chosen) > 1 else None
+            found = [self._run(item.tensors) for item in chosen] if together is None else together
+            for place, answer in zip(places, found, strict=True):
+                answers[place] = answer
         return answers
 
     def encode(self, answer: dict[str, np.ndarray], item: Item, call: Call) -> Reply:
@@ -109,37 +117,39 @@ class OnnxModel:
         if call.content_type == "application/octet-stream":
             return Reply(body=np.ascontiguousarray(answer[self.outputs[0]]).tobytes(), content_type=OCTETS)
         plain = {
-            name: (array[0] if item.rows == 1 and array.ndim else array).tolist() for name, array in answer.items()
+            name: (array[0] if item.rows == 1 and array.shape[:1] == (1,) else array).tolist()
+            for name, array in answer.items()
         }
         return encode_plain(next(iter(plain.values())) if len(plain) == 1 else plain)
 
     def example(self) -> Item:
         """Zeros in the model's shape; unknown sizes that no `input_shape` names are 1."""
-        tensors = {i.name: np.zeros((1, *(dim or 1 for dim in i.dims)), i.dtype) for i in self.inputs}
-        return Item(tensors=tensors, rows=1, wanted=None)
+        rows = self._fixed_rows or 1
+        tensors = {i.name: np.zeros((rows, *(dim or 1 for dim in i.dims)), i.dtype) for i in self.inputs}
+        return Item(tensors=tensors, rows=rows, wanted=None)
 
     def close(self) -> None:
         """Nothing to give back before the process ends."""
 
-    def _run(self, items: Sequence[Item]) -> list[dict[str, np.ndarray]]:
-        feed = {
-            i.name: items[0].tensors[i.name]
-            if len(items) == 1
-            else np.concatenate([item.tensors[i.name] for item in items])
-            for i in self.inputs
-        }
-        outputs = self._session.run(list(self.outputs), feed)
-        rows = sum(item.rows for item in items)
-        for name, array in zip(self.outputs, outputs, strict=True):
-            if len(items) > 1 and (array.ndim == 0 or array.shape[0] != rows):
-                raise ItemError(500, f"output {name} has no batch axis: {array.shape} for {rows} rows; set batch.max 1")
-        answers, start = [], 0
-        for item in items:
-            stop = start + item.rows
-            cut = slice(start, stop) if len(items) > 1 else slice(None)
-            answers.append({n: a[cut] if a.ndim else a for n, a in zip(self.outputs, outputs, strict=True)})
-            start = stop
-        return answers
+    def _run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self.outputs, self._session.run(list(self.outputs), feed), strict=True))
+
+    def _run_together(self, items: Sequence[Item]) -> list[dict[str, np.ndarray]] | None:
+        """One run, cut into answers; None, now and from then on, if an output has no row for each row that went in."""
+        outputs = self._run({i.name: np.concatenate([item.tensors[i.name] for item in items]) for i in self.inputs})
+        stops = np.cumsum([item.rows for item in items]).tolist()
+        for name, array in outputs.items():
+            if array.shape[:1] != (stops[-1],):
+                LOG.warning(
+                    "output %s has shape %s for a batch of %d: it has no batch axis, so requests are run one by one",
+                    name, array.shape, stops[-1],
+                )  # fmt: skip
+                self.batched = False
+                return None
+        return [
+            {name: array[stop - item.rows : stop] for name, array in outputs.items()}
+            for item, stop in zip(items, stops, strict=True)
+        ]
 
     def _item(self, tensors: dict[str, np.ndarray], wanted: oip.Wanted | None) -> Item:
         unknown = sorted(set(tensors) - {i.name for i in self.inputs})
@@ -156,6 +166,9 @@ class OnnxModel:
         if len(rows) != 1:
             raise ItemError(422, f"the inputs have different batch sizes: {sorted(rows)}")
         count = rows.pop()
+        unknown = sorted(set(wanted.outputs) - set(self.outputs)) if wanted else []
+        if unknown:
+            raise ItemError(422, f"the model's outputs are {', '.join(self.outputs)}; unknown: {', '.join(unknown)}")
         if count < 1 or (self._fixed_rows is not None and count != self._fixed_rows):
             raise ItemError(422, f"the batch axis is {count}; the model takes {self._fixed_rows or 'at least 1'}")
         return Item(tensors=checked, rows=count, wanted=wanted)
@@ -191,10 +204,11 @@ class OnnxModel:
     def _plain_json(self, value: Any) -> dict[str, np.ndarray]:
         named = value if isinstance(value, dict) else {self._only_input("a JSON array").name: value}
         dtypes = {i.name: i.dtype for i in self.inputs}
-        try:
-            return {name: np.asarray(data, dtypes.get(name)) for name, data in named.items()}
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ItemError(422, f"the JSON is not a tensor of the model's type: {error}") from None
+        # An unknown name is refused a little later, whatever it holds.
+        return {
+            name: oip.from_json(data, dtypes[name], f"input {name}") if name in dtypes else np.zeros(0)
+            for name, data in named.items()
+        }
 
     def _only_input(self, form: str) -> Input:
         if len(self.inputs) != 1:
@@ -236,6 +250,17 @@ def _input(spec: Any, settings: Settings, path: Path) -> Input:
             raise LoadError(f"input_shape {list(given)} does not fit input {spec.name} of {path}: {spec.shape[1:]}")
         dims = given
     return Input(name=spec.name, dtype=oip.DTYPES[_TYPES[spec.type]], dims=dims)
+
+
+def _output(spec: Any, path: Path) -> str:
+    if spec.type not in _TYPES and spec.type != "tensor(string)":
+        hint = "export it without ZipMap" if "map" in spec.type else "take it out"
+        raise LoadError(f"{path}: output {spec.name} is {spec.type}, no tensor; {hint}, or write a handler.py")
+    return str(spec.name)
+
+
+def _fixed_rows(spec: Any) -> int | None:
+    return spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else None
 
 
 def _dim(dim: Any) -> int:

@@ -78,7 +78,8 @@ class LoopWorker(Worker):  # type: ignore[misc] # gunicorn has no types
         service: Service = self.wsgi
         beat = asyncio.ensure_future(self._beat(end))
         starting = asyncio.ensure_future(service.start([listener.sock for listener in self.sockets]))
-        await asyncio.wait({starting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[Any]] = {starting, ended}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             await asyncio.wait({starting}, timeout=self.START_GRACE_S)
         if not starting.done():

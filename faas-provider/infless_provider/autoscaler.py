@@ -134,9 +134,9 @@ class Autoscaler:
             function = self._controller.functions.get(wanted.function)
             if instance is not None and function is not None:
                 instance.reason = (
-                    f"{made.status} plan ({made.solver}): {wanted.rate_rps:.0f} of {function.planned_rps:.0f} requests/s;"
-                    f" {wanted.configuration} meets {format_duration(function.wishes.latency_target_s)} up to"
-                    f" {wanted.rate_up_rps:.0f}/s"
+                    f"{made.status} plan ({made.solver}): {wanted.rate_rps:.0f} of {function.planned_rps:.0f}"
+                    f" requests/s; {wanted.configuration} meets"
+                    f" {format_duration(function.wishes.latency_target_s)} up to {wanted.rate_up_rps:.0f}/s"
                 )
                 self._controller.fleet.record("plan", instance, instance.reason)
 
@@ -167,8 +167,7 @@ class Autoscaler:
                     if now_s >= functions[key].retry_at_s:
                         fleet.start(functions[key], configuration, reason)
                 case Resize(id=id_, configuration=configuration):
-                    instance = fleet.instances[id_]
-                    fleet.resize(functions[instance.function], instance, configuration)
+                    fleet.resize(fleet.instances[id_], configuration)
                 case Replace(id=id_, function=key, configuration=configuration, reason=reason):
                     taken = any(i.replaces == id_ for i in functions[key].instances.values())
                     if not taken and now_s >= functions[key].retry_at_s:

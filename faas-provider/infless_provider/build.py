@@ -14,7 +14,9 @@ from infless_core.errors import BackendError, InvalidInput
 from infless_provider.bundles import write_manifest
 from infless_provider.stackfile import StackFunction
 
-_NOT_COPIED = shutil.ignore_patterns("__pycache__", "build", "template", ".git", ".venv")
+_NOT_COPIED = ("__pycache__", ".git", ".venv")
+_NOT_AT_THE_TOP = ("build", "template")
+"""What faas-cli leaves out of a handler's folder; deeper down these are the user's own names."""
 
 
 def build_function(
@@ -40,16 +42,24 @@ def build_function(
     template = _template(function.lang, templates_dir)
     target, draft = out_dir / function.name, out_dir / f".{function.name}.new"
     shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(template, draft, ignore=_NOT_COPIED)
+    _copy(template, draft)
     if not (draft / "infless_watchdog").is_dir():
-        shutil.copytree(Path(infless_watchdog.__file__).parent, draft / "infless_watchdog", ignore=_NOT_COPIED)
+        _copy(Path(infless_watchdog.__file__).parent, draft / "infless_watchdog")
     shutil.rmtree(draft / "function", ignore_errors=True)
-    shutil.copytree(function.handler, draft / "function", ignore=_NOT_COPIED)
+    _copy(function.handler, draft / "function")
     _install(draft / "function" / "requirements.txt", draft / "packages", progress)
     write_manifest(draft, function.image)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        left_out = (*_NOT_COPIED, *_NOT_AT_THE_TOP) if Path(folder) == source else _NOT_COPIED
+        return {name for name in names if name in left_out}
+
+    shutil.copytree(source, target, ignore=ignored)
 
 
 def _template(lang: str, templates_dir: Path) -> Path:
@@ -70,12 +80,16 @@ def _install(requirements: Path, packages: Path, progress: Callable[[str], None]
     if not missing:
         return
     progress(f"installing {', '.join(missing)}")
+    # A file again, beside the first one: lines may hold options, comments, and paths relative to it.
+    rest = requirements.with_name(".missing.txt")
+    rest.write_text("\n".join(missing) + "\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages), *missing],
+        [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages), "-r", str(rest)],
         capture_output=True,
         text=True,
         check=False,
     )
+    rest.unlink()
     if done.returncode != 0:
         raise BackendError(f"{requirements}: pip could not install it:\n{done.stderr.strip()}")
 

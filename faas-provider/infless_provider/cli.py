@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from infless_core.errors import Infeasible, InflessError, InvalidInput
-from infless_core.units import format_duration, parse_duration_s
+from infless_core.labels import parse_target_s
+from infless_core.units import format_duration
 from infless_provider.client import DEFAULT_GATEWAY, Client, find_password
 from infless_provider.settings import Settings, default_state_dir
 from infless_provider.version import VERSION
@@ -55,12 +56,22 @@ class _Group(click.Group):
             click.echo(f"infless: {error}", err=True)
             code = 2 if isinstance(error, InvalidInput) else 3 if isinstance(error, Infeasible) else 1
             ctx.exit(code)
+        except BrokenPipeError:
+            raise  # click ends quietly: who reads has enough
+        except OSError as error:
+            click.echo(f"infless: {error}", err=True)
+            ctx.exit(1)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "INFLESS"}
+)  # fmt: skip
 @click.version_option(VERSION, prog_name="infless")
 def main() -> None:
-    """INFless on OpenFaaS: inference functions with latency targets, on as little hardware as possible."""
+    """INFless on OpenFaaS: inference functions with latency targets, on as little hardware as possible.
+
+    Every option is an environment variable too: --port of `infless up` is INFLESS_UP_PORT.
+    """
 
 
 @main.command()
@@ -82,7 +93,10 @@ def up(
     SIGTERM ends the provider alone: its instances go on, and the next `infless up` finds them.
     """
     from infless_provider.up import run
+    from infless_scheduler.planner import SOLVERS
 
+    if solver not in SOLVERS:
+        raise InvalidInput(f"--solver: {solver!r} is unknown; allowed are {', '.join(SOLVERS)}")
     run(
         Settings(
             state_dir=(state_dir or default_state_dir()).resolve(),
@@ -91,7 +105,7 @@ def up(
             port=port,
             auth=not no_auth,
             cpu_cores=cpu_cores,
-            default_target_s=parse_duration_s(latency_target, "--latency-target"),
+            default_target_s=parse_target_s(latency_target, "--latency-target"),
             solver=solver,
         )
     )
@@ -99,50 +113,66 @@ def up(
 
 @main.command()
 @_STATE
-def down(state_dir: Path | None) -> None:
+@_JSON
+def down(state_dir: Path | None, as_json: bool) -> None:
     """End the provider and every instance it left running."""
     from infless_provider.up import down as end
 
     ended = end((state_dir or default_state_dir()).resolve())
     click.echo(f"stopped; {ended} instance(s) were left running and have been ended", err=True)
+    if as_json:
+        click.echo(json.dumps({"ended": ended}))
 
 
 @main.command()
 @_STACK
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("build"), show_default=True)
+@_JSON
 @click.argument("names", nargs=-1)
-def build(stack_path: Path, out: Path, names: tuple[str, ...]) -> None:
+def build(stack_path: Path, out: Path, as_json: bool, names: tuple[str, ...]) -> None:
     """Build functions into bundles, for machines without faas-cli or Docker."""
     from infless_provider.build import build_function
     from infless_provider.stackfile import read_stack
 
+    stack = read_stack(stack_path, os.environ, names)
     out.mkdir(parents=True, exist_ok=True)
-    for function in read_stack(stack_path, os.environ, names).functions:
+    folders: dict[str, str] = {}
+    for function in stack.functions:
         click.echo(f"building {function.name}", err=True)
-        folder = build_function(function, out, lambda told: click.echo(f"  {told}", err=True))
-        click.echo(str(folder))
+        folders[function.name] = str(build_function(function, out, lambda told: click.echo(f"  {told}", err=True)))
+        if not as_json:
+            click.echo(folders[function.name])
+    if as_json:
+        click.echo(json.dumps(folders, indent=1))
 
 
 @main.command()
 @_STACK
 @_GATEWAY
 @_STATE
+@_JSON
 @click.argument("names", nargs=-1)
-def deploy(stack_path: Path, gateway: str | None, state_dir: Path | None, names: tuple[str, ...]) -> None:
+def deploy(
+    stack_path: Path, gateway: str | None, state_dir: Path | None, as_json: bool, names: tuple[str, ...]
+) -> None:  # fmt: skip
     """Deploy functions of a stack file. A function never seen before is timed first, which takes seconds."""
     from infless_provider.stackfile import read_stack
 
     stack = read_stack(stack_path, os.environ, names)
     client = Client(gateway or stack.gateway or DEFAULT_GATEWAY, find_password(state_dir))
-    failed = 0
+    done: dict[str, str] = {}
     for function in stack.functions:
         click.echo(f"deploying {function.name}", err=True)
         try:
-            click.echo(f"{function.name} {client.deploy(function.deployment)}")
+            done[function.name] = client.deploy(function.deployment)
+            if not as_json:
+                click.echo(f"{function.name} {done[function.name]}")
         except InflessError as error:  # one refused function must not keep the others away
+            done[function.name] = f"refused: {error}"
             click.echo(f"{function.name} refused: {error}", err=True)
-            failed += 1
-    sys.exit(1 if failed else 0)
+    if as_json:
+        click.echo(json.dumps(done, indent=1))
+    sys.exit(1 if any(word.startswith("refused") for word in done.values()) else 0)
 
 
 @main.command()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -28,6 +29,8 @@ class Client:
         self._session = requests.Session()
         if password:
             self._session.auth = (auth.USER, password)
+        if urlsplit(self._gateway).hostname in ("127.0.0.1", "localhost", "::1"):
+            self._session.trust_env = False  # a proxy for the world outside cannot reach this machine
 
     def deploy(self, deployment: Mapping[str, Any]) -> str:
         """Update, or create when there is none, as `faas-cli deploy` does; says which it was."""
@@ -44,11 +47,11 @@ class Client:
 
     def describe(self, name: str) -> dict[str, Any]:
         """One function's status."""
-        return dict(self._call("GET", f"/system/function/{name}").json())
+        return _object(self._call("GET", f"/system/function/{name}"))
 
     def overview(self) -> dict[str, Any]:
         """Instances, reasons, events."""
-        return dict(self._call("GET", "/system/overview").json())
+        return _object(self._call("GET", "/system/overview"))
 
     def _call(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> requests.Response:
         try:
@@ -64,6 +67,16 @@ class Client:
         if not reply.ok:
             raise Refused(reply.text.strip() or f"{verb} {path} answered {reply.status_code}")
         return reply
+
+
+def _object(reply: requests.Response) -> dict[str, Any]:
+    try:
+        value = reply.json()
+    except requests.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise Refused(f"{reply.url} does not answer as INFless does")
+    return value
 
 
 def find_password(state_dir: Path | None) -> str | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from infless_core.clock import Clock
-from infless_core.errors import Conflict, Infeasible, InvalidInput, NotFound
+from infless_core.errors import Conflict, Infeasible, InflessError, InvalidInput, NotFound, StateError
 from infless_core.labels import GpuWish, Wishes, parse_wishes
 from infless_core.lifecycle import Phase
 from infless_core.model import FunctionDemand, FunctionSpec, ProfilePoint
@@ -25,6 +27,7 @@ from infless_provider.state import State, StoredFunction
 from infless_scheduler.rates import feasible_points, nearest_target_s
 
 LOG = logging.getLogger("infless.controller")
+_T = TypeVar("_T")
 
 
 class Controller:
@@ -37,6 +40,7 @@ class Controller:
         self.fleet = Fleet(backend, state, settings, clock)
         self.fleet.on_change = self._instance_changed
         self.fleet.on_ended = self._instance_ended
+        self.fleet.target_s = self._target_s
         self.on_dirty: Callable[[], None] = lambda: None
         """Told when the instances should be planned anew."""
         self._settings = settings
@@ -45,18 +49,35 @@ class Controller:
         self._profiles = profiles
         self._clock = clock
         self._busy: set[str] = set()
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deploy")
 
     async def restore(self) -> None:
-        """After a start: functions from the state, instances that still run."""
+        """After a start: functions from the state, instances that still run. Nothing is timed here: that may hang."""
         for stored in self._state.functions():
             try:
                 wishes = self._wishes(stored.spec)
-                profile = await self._profile(stored, wishes)
-            except Exception:  # one damaged function must not keep the others from running
-                LOG.exception("%s cannot be restored; it stays in the state and is not served", stored.spec.key)
+            except InflessError as fault:  # one damaged function must not keep the others from running
+                LOG.error("%s stays in the state and is not served: %s", stored.spec.key, fault)  # noqa: TRY400
                 continue
-            self._add(stored, wishes, profile)
+            function = self._add(stored, wishes, self._kept_profile(stored, wishes))
+            if stored.replicas == 0:
+                function.wanted_at_s = -math.inf
         self.fleet.adopt(self.functions)
+        versions = {function.stored.digest for function in self.functions.values()}
+        if all(instance.digest in versions for instance in self.fleet.instances.values()):
+            used = {function.stored.bundle for function in self.functions.values()}
+            await asyncio.to_thread(bundles.sweep, self._settings.bundles_kept, used)
+
+    def _kept_profile(self, stored: StoredFunction, wishes: Wishes) -> tuple[ProfilePoint, ...]:
+        """Without a profile a function is served all the same: its speed is learned from its answers."""
+        try:
+            kept = self._profiles.kept(stored.digest, wishes.batch_max)
+        except StateError as fault:
+            LOG.error("%s: %s", stored.spec.key, fault)  # noqa: TRY400 - a sentence, its traceback is noise
+            return ()
+        if kept is None:
+            LOG.warning("%s has lost its profile; deploy it again to have it timed", stored.spec.key)
+        return kept or ()
 
     # what users ask --------------------------------------------------------------------------------------------------
 
@@ -89,37 +110,57 @@ class Controller:
             wishes = self._wishes(spec)
             if spec.secrets:
                 raise InvalidInput(f"secret {spec.secrets[0]!r} does not exist")
-            stored = await asyncio.get_running_loop().run_in_executor(None, self._keep, spec)
-            profile = await self._profile(stored, wishes)
+            stored = await self._run(self._keep, spec)
+            profile = await self._run(self._profile, stored, wishes)
             self._check_target(spec, wishes, profile)
             old = self.functions.get(spec.key)
             if old is not None:
                 stored = replace(stored, created_at_s=old.stored.created_at_s, replicas=old.stored.replicas)
             self._state.put_function(stored)
+            told = old.wishes if old else wishes
             function = self._add(stored, wishes, profile)
         finally:
             self._busy.discard(spec.key)
-        if old is not None and not function.current():
-            # The first instance of the new version; the old one is drained once this one is ready.
+        if not function.current() and function.undrained():
+            # The first instance of the new version; the old ones are drained once this one is ready.
             self.fleet.start(function, function.spare(), "first instance of the updated version")
+        if told != wishes:
+            self._tell_wishes(function)
         self.on_dirty()
+
+    def _tell_wishes(self, function: FunctionState) -> None:
+        """Instances that go on running under an update of labels alone learn of the new target and batch size."""
+        spare = function.spare()
+        for instance in function.current():
+            have = instance.configuration
+            batch = spare.batch if spare.cpu_cores == have.cpu_cores else min(have.batch, function.wishes.batch_max)
+            try:
+                self.fleet.resize(instance, replace(have, batch=batch))
+            except StateError as fault:
+                LOG.error("%s keeps its old configuration: %s", instance.id, fault)  # noqa: TRY400
+
+    async def _run(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        """What takes long (hashing, copying, timing) runs in a thread of its own kind: the planner must not wait."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    def close(self) -> None:
+        """Give threads back; a measurement under way ends."""
+        self._profiles.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _keep(self, spec: FunctionSpec) -> StoredFunction:
         found = bundles.find_bundle(self._settings.bundles_dir, spec.name, spec.image)
-        code, kept = bundles.keep_copy(found, self._settings.state_dir / "bundles")
+        code, kept = bundles.keep_copy(found, self._settings.bundles_kept)
         digest = bundles.profile_key(code, spec.env_vars)
         return StoredFunction(spec=spec, bundle=str(kept), digest=digest, created_at_s=self._clock.wall_s())
 
-    async def _profile(self, stored: StoredFunction, wishes: Wishes) -> tuple[ProfilePoint, ...]:
-        return await asyncio.get_running_loop().run_in_executor(
-            None,
-            lambda: self._profiles.points(
-                stored.digest,
-                Path(stored.bundle),
-                stored.spec.env_vars,
-                wishes.batch_max,
-                lambda told: LOG.info("%s: %s", stored.spec.name, told),
-            ),
+    def _profile(self, stored: StoredFunction, wishes: Wishes) -> tuple[ProfilePoint, ...]:
+        return self._profiles.points(
+            stored.digest,
+            Path(stored.bundle),
+            stored.spec.env_vars,
+            wishes.batch_max,
+            lambda told: LOG.info("%s: %s", stored.spec.name, told),
         )
 
     def _wishes(self, spec: FunctionSpec) -> Wishes:
@@ -154,9 +195,11 @@ class Controller:
         """DELETE /system/functions.
 
         Raises:
-            NotFound: for an unknown function.
+            NotFound, Conflict: for an unknown function, or one that is being updated.
         """
         function = self.find(name)
+        if function.key in self._busy:
+            raise Conflict(f"function {name!r} is being updated by another request")
         self._state.delete_function(function.key)
         del self.functions[function.key]
         function.wake()
@@ -175,6 +218,7 @@ class Controller:
         stored = replace(function.stored, replicas=replicas)
         self._state.put_function(stored)
         function.stored = stored
+        function.wanted_at_s = self._clock.now_s() if replicas else -math.inf
         self.on_dirty()
 
     def find(self, name: str) -> FunctionState:
@@ -258,33 +302,39 @@ class Controller:
         """Begin to serve a function, or its new version."""
         known = self.functions.get(stored.spec.key)
         if known is None:
-            known = FunctionState(stored=stored, wishes=wishes, profile=profile, created_s=self._clock.now_s())
+            known = FunctionState(stored=stored, wishes=wishes, profile=profile)
             self.functions[known.key] = known
+        if known.stored.digest != stored.digest:
+            known.observed_exec_s = 0.0
         known.stored, known.wishes, known.profile = stored, wishes, profile
         known.failures, known.retry_at_s, known.last_failure = 0, 0.0, ""
+        known.wanted_at_s = self._clock.now_s()
         known.reweigh()
         return known
+
+    def _target_s(self, key: str) -> float:
+        function = self.functions.get(key)
+        return function.wishes.latency_target_s if function else self._settings.default_target_s
 
     def _instance_changed(self, key: str) -> None:
         function = self.functions.get(key)
         if function is None:
             return
-        for instance in function.serving():
-            if instance.digest == function.stored.digest:
-                function.failures = 0
-                self._hand_over(function, instance)
+        ready = [i for i in function.current() if i.phase is Phase.READY]
+        for instance in ready:
+            function.failures, function.last_failure = 0, ""
+            replaced, instance.replaces = function.instances.get(instance.replaces or ""), None
+            if replaced is not None:
+                self.fleet.drain(replaced, f"replaced by {instance.id}")
+                self.on_dirty()
+        if ready and len(ready) == len(function.current()):
+            # Only now: one new instance alone could not carry what several old ones did.
+            for old in [i for i in function.undrained() if i.digest != function.stored.digest]:
+                self.fleet.drain(old, "replaced by the updated version")
+                self.on_dirty()
         function.reweigh()
         if function.serving():
             function.wake()
-
-    def _hand_over(self, function: FunctionState, instance: Instance) -> None:
-        """A ready instance takes the place of what it replaces, and of every older version."""
-        for old in list(function.instances.values()):
-            if old.id == instance.replaces:
-                self.fleet.drain(old, f"replaced by {instance.id}")
-            elif old.digest != function.stored.digest and old.phase is not Phase.DRAINING:
-                self.fleet.drain(old, "replaced by the updated version")
-        instance.replaces = None
 
     def _instance_ended(self, instance: Instance, phase: Phase, words: str) -> None:
         function = self.functions.get(instance.function)

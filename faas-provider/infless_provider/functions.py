@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -59,7 +60,6 @@ class FunctionState:
     wishes: Wishes
     profile: tuple[ProfilePoint, ...]
     """Empty when the function cannot be timed by itself; then `observed_exec_s` is learned from its answers."""
-    created_s: float
     instances: dict[str, Instance] = field(default_factory=dict)
     dispatcher: TurnDispatcher = field(default_factory=TurnDispatcher)
     estimate: RateEstimate = field(default_factory=RateEstimate)
@@ -69,9 +69,8 @@ class FunctionState:
     """Requests since the last tick."""
     invocations: int = 0
     in_flight: int = 0
-    last_request_s: float = 0.0
-    zeroed_s: float = 0.0
-    """When it was scaled to zero by hand; a request after that counts as a wish to have it again."""
+    wanted_at_s: float = -math.inf
+    """When it was last wanted: deployed, updated, requested, or found after a restart."""
     observed_exec_s: float = 0.0
     failures: int = 0
     """Instances in a row that ended before they were ready."""
@@ -164,18 +163,14 @@ class FunctionState:
     def least(self, now_s: float) -> int:
         """Instances it wants at least, whatever the plan says.
 
-        Where nothing is the least (scaled to zero by hand, or by label), an instance stays for a while after a request.
+        Where that may be none (scaled to zero by hand, or by label), they stay for a while after they were wanted.
         """
         replicas, wishes = self.stored.replicas, self.wishes
-        if replicas:
-            return min(replicas, wishes.scale_max)
-        if replicas is None and wishes.scale_min and not wishes.scale_to_zero:
-            return wishes.scale_min
-        recent_s = self.created_s if replicas is None and wishes.scale_to_zero else self.zeroed_s
-        asked = self.in_flight > 0 or self.last_request_s > recent_s
-        idle_s = now_s - max(self.last_request_s, recent_s)
-        awake = self.in_flight > 0 or ((asked or recent_s > self.zeroed_s) and idle_s < wishes.zero_after_s)
-        return max(1, wishes.scale_min) if awake else 0
+        if replicas is None:
+            replicas = wishes.scale_min
+        may_sleep = replicas == 0 or wishes.scale_to_zero
+        awake = self.in_flight > 0 or now_s - self.wanted_at_s < wishes.zero_after_s
+        return 0 if may_sleep and not awake else max(1, min(replicas, wishes.scale_max))
 
     def available(self) -> int:
         """Ready instances."""

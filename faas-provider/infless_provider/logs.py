@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ DEFAULT_PAST_S = 300.0
 """Without `since`, faas-netes and faasd show the last five minutes."""
 POLL_S = 0.25
 FOLLOWERS_MAX = 256
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +57,16 @@ def parse_query(query: str, now_s: float) -> LogQuery:
     name = split_name(keys.get("name", ""), NAMESPACE)
     if not name:
         raise InvalidInput("name is missing: name the function whose logs you want")
-    try:
-        tail = int(keys.get("tail") or 0)
-    except ValueError:
-        raise InvalidInput(f"tail: {keys['tail']!r} is not a whole number") from None
+    if keys.get("namespace") not in (None, "", NAMESPACE):
+        raise InvalidInput(f"namespace {keys['namespace']!r} does not exist; the only one is {NAMESPACE!r}")
+    tail_text = keys.get("tail") or "0"
+    if not _WHOLE.fullmatch(tail_text):
+        raise InvalidInput(f"tail: {tail_text!r} is not a whole number")
     since_s = parse_rfc3339_s(keys["since"]) if keys.get("since") else now_s - DEFAULT_PAST_S
     follow = keys.get("follow", "").lower() in ("1", "t", "true")
-    return LogQuery(name=name, since_s=since_s, tail=max(0, tail), follow=follow, instance=keys.get("instance", ""))
+    return LogQuery(
+        name=name, since_s=since_s, tail=max(0, int(tail_text)), follow=follow, instance=keys.get("instance", "")
+    )
 
 
 class LogReader:
@@ -106,17 +111,21 @@ class LogReader:
 async def stream(exchange: Exchange, reader: LogReader, query: LogQuery) -> None:
     """Write lines as they are found; ends with the past ones unless `follow`, else when the client leaves."""
     exchange.begin(200, [(b"content-type", b"application/x-ndjson")])
-    lines = await asyncio.to_thread(reader.new_lines)
-    lines = lines[-query.tail :] if query.tail else lines
-    while True:
-        for line in lines:
-            exchange.write(_json(query.name, line))
-        await exchange.writable()
-        if not query.follow or exchange.done:
-            break
-        await asyncio.sleep(POLL_S)
+    try:
         lines = await asyncio.to_thread(reader.new_lines)
-    exchange.end()
+        lines = lines[-query.tail :] if query.tail else lines
+        while True:
+            for line in lines:
+                exchange.write(_json(query.name, line))
+            await exchange.writable()
+            if not query.follow or exchange.done:
+                break
+            await asyncio.sleep(POLL_S)
+            lines = await asyncio.to_thread(reader.new_lines)
+        exchange.end()
+    except Exception:
+        exchange.abort()
+        raise
 
 
 def _json(name: str, line: Line) -> bytes:

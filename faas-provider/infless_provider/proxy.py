@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from typing import TYPE_CHECKING
@@ -23,10 +24,15 @@ _HOP_BY_HOP = frozenset({
     b"transfer-encoding", b"upgrade", b"proxy-connection", b"expect",
 })  # fmt: skip
 """RFC 9110, section 7.6.1: for one connection only."""
+_TRACE = frozenset({b"x-call-id", b"x-start-time"})
+_NOT_PASSED_BACK = _HOP_BY_HOP | _TRACE | {b"x-duration-seconds"}
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 TRIES = 3
 """Instances that are tried while nothing was sent: enough to pass two that died since the last look."""
 _INTERNAL = (b"x-openfaas-internal", b"proxy")
+
+
+LOG = logging.getLogger("infless.proxy")
 
 
 class Proxy:
@@ -58,7 +64,7 @@ class Proxy:
         function.arrived += 1
         function.invocations += 1
         function.in_flight += 1
-        function.last_request_s = started_s
+        function.wanted_at_s = started_s
         self._metrics.started(function.key)
         call_id = exchange.header(b"x-call-id") or os.urandom(16).hex().encode()
         trace = [(b"x-call-id", call_id), (b"x-start-time", str(time.time_ns()).encode())]
@@ -66,14 +72,16 @@ class Proxy:
             await self._forward(exchange, function, path, trace, started_s)
         except asyncio.CancelledError:
             exchange.status = 499  # nginx's number for a client that left; nobody is there to read it
-        except Exception:  # noqa: BLE001 - one request's fault is answered and counted, never the server's end
+        except Exception:
+            LOG.exception("invoking %s failed", function.key)
             if exchange.status:
                 exchange.abort()
             else:
                 exchange.text(500, f"invoking {function.key} failed inside the provider", [*trace, _INTERNAL])
         finally:
             function.in_flight -= 1
-            took_s = self._clock.now_s() - started_s
+            function.wanted_at_s = self._clock.now_s()
+            took_s = function.wanted_at_s - started_s
             self._metrics.answered(function.key, exchange.status, took_s, function.wishes.latency_target_s)
 
     async def _forward(
@@ -95,7 +103,10 @@ class Proxy:
                 )
                 await self._answer(exchange, reply, trace, started_s)
             except NotSent:
-                refused.add(instance.id)  # safe to try elsewhere: the instance has seen nothing
+                # Safe to try elsewhere: the instance has seen nothing. One that has died is taken out at once.
+                self._controller.fleet.check(instance)
+                if instance.id in function.instances:
+                    refused.add(instance.id)
                 continue
             except TimedOut:
                 self._fail(exchange, 504, f"{function.key} did not answer in time", trace)
@@ -126,7 +137,9 @@ class Proxy:
             if not function.current():
                 if self._clock.now_s() < function.retry_at_s:
                     return None
-                self._cold_start(function)
+                # Scale from zero: requests that arrive together share one start.
+                if not self._controller.fleet.start(function, function.spare(), "a request came and no instance ran"):
+                    return None
             waiter = asyncio.get_running_loop().create_future()
             function.waiters.append(waiter)
             try:
@@ -134,17 +147,13 @@ class Proxy:
             except TimeoutError:
                 return None
 
-    def _cold_start(self, function: FunctionState) -> None:
-        """Scale from zero: requests that arrive together share one start."""
-        if self._controller.fleet.start(function, function.spare(), "a request came and no instance ran") is None:
-            function.wake()
-
     async def _answer(self, exchange: Exchange, reply: Reply, trace: list[Header], started_s: float) -> None:
         took = f"{self._clock.now_s() - started_s:.6f}".encode()
-        headers = [(name, value) for name, value in reply.headers if name not in _HOP_BY_HOP]
+        headers = [(name, value) for name, value in reply.headers if name not in _NOT_PASSED_BACK]
         headers += [*trace, (b"x-duration-seconds", took)]
         if reply.complete:
-            content_type = next((value for name, value in headers if name == b"content-type"), b"text/plain")
+            fallback = exchange.header(b"content-type") or b"text/plain"
+            content_type = next((value for name, value in headers if name == b"content-type"), fallback)
             rest = [h for h in headers if h[0] not in (b"content-type", b"content-length")]
             if exchange.method == "HEAD":
                 exchange.begin(reply.status, headers)
@@ -171,7 +180,7 @@ class Proxy:
 
 
 def _request_headers(exchange: Exchange, trace: list[Header]) -> list[Header]:
-    dropped = _HOP_BY_HOP | {b"content-length", b"x-call-id", b"x-start-time"}
+    dropped = _HOP_BY_HOP | _TRACE | {b"content-length"}
     named = exchange.header(b"connection")
     if named is not None:
         dropped |= {token.strip().lower() for token in named.split(b",")}

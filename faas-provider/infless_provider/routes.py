@@ -6,11 +6,12 @@ Facts: openfaas/faas-provider and openfaas/docs; status codes are those that faa
 from __future__ import annotations
 
 import asyncio
+import platform
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from infless_core.errors import (
     BackendError,
@@ -38,6 +39,7 @@ STATUS: dict[type[InflessError], int] = {
     PlanRejected: 500,
 }
 DEPLOY_TIMEOUT_S = 300.0
+_OPEN = ("/healthz", "/metrics")
 
 
 def build_app(
@@ -83,8 +85,8 @@ def build_app(
 
     @app.before_request
     def guard() -> Response | None:
-        open_route = request.path in ("/healthz", "/metrics")
-        if password is None or open_route or auth.allowed(request.headers.get("Authorization"), password):
+        is_open = request.url_rule is None or request.path in _OPEN or request.path.startswith("/async-function/")
+        if password is None or is_open or auth.allowed(request.headers.get("Authorization"), password):
             return None
         return Response("invalid credentials\n", 401, {"WWW-Authenticate": auth.CHALLENGE})
 
@@ -110,17 +112,17 @@ class _Handlers:
 
     def deploy(self) -> tuple[str, int]:
         """A new function; 409 when it exists."""
-        self._do(self._controller.deploy(wire.parse_object(request.get_data())))
+        self._do(self._controller.deploy(_body()))
         return "", 202
 
     def update(self) -> tuple[str, int]:
         """A new version; exactly 404 when there is none, so that faas-cli goes on with POST."""
-        self._do(self._controller.update(wire.parse_object(request.get_data())))
+        self._do(self._controller.update(_body()))
         return "", 202
 
     def remove(self) -> tuple[str, int]:
         """Remove by the name in the body."""
-        data = wire.parse_object(request.get_data())
+        data = _body()
         name = data.get("functionName")
         if not isinstance(name, str) or not name:
             raise InvalidInput("functionName is missing: name the function to remove")
@@ -136,7 +138,7 @@ class _Handlers:
 
     def scale(self, name: str) -> tuple[str, int]:
         """The least number of instances."""
-        data = wire.parse_object(request.get_data())
+        data = _body()
         _namespace(data.get("namespace") or request.args.get("namespace"))
         self._do(self._controller.scale(name, wire.parse_scale(data)))
         return "", 202
@@ -147,7 +149,7 @@ class _Handlers:
         provider = {"provider": "infless", "orchestration": "process", "version": version}
         if "X-Forwarded-Host" in request.headers:
             return jsonify(provider)
-        return jsonify({"provider": provider, "version": version, "arch": "x86_64"})
+        return jsonify({"provider": provider, "version": version, "arch": platform.machine()})
 
     def namespaces(self) -> Response:
         """The one namespace."""
@@ -161,18 +163,24 @@ class _Handlers:
         """There are none yet."""
         return jsonify([])
 
-    def healthz(self) -> str:
+    def healthz(self) -> Response:
         """The provider answers."""
-        return "OK"
+        return Response("OK", content_type="text/plain; charset=utf-8")
 
     def metrics(self) -> Response:
         """Prometheus text."""
         return Response(self._metrics(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def absent(self, name: str = "") -> tuple[str, int]:
+    def absent(self, name: str = "") -> Response:
         """501: not in this version."""
         del name
-        return f"{request.method} {request.path} is not supported by this version of INFless\n", 501
+        sentence = f"{request.method} {request.path} is not supported by this version of INFless\n"
+        return Response(sentence, 501, content_type="text/plain; charset=utf-8")
+
+
+def _body() -> dict[str, Any]:
+    """The JSON object, whatever the Content-Type says: the gateway sends none."""
+    return wire.parse_object(request.get_data())
 
 
 async def _as_coroutine(work: Awaitable[_T]) -> _T:
@@ -184,9 +192,13 @@ def _namespace(name: object) -> None:
         raise InvalidInput(f"namespace {name!r} does not exist; the only one is {NAMESPACE!r}")
 
 
-def _told(error: InflessError) -> tuple[str, int]:
-    return f"{error}\n", next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+def _told(error: InflessError) -> Response:
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+    return Response(f"{error}\n", status, content_type="text/plain; charset=utf-8")
 
 
-def _http_error(error: HTTPException) -> tuple[str, int]:
-    return f"{request.method} {request.path}: {error.description}\n", error.code or 500
+def _http_error(error: HTTPException) -> Response:
+    """One sentence; of the headers only what RFC 9110, section 15.5.6, demands."""
+    headers = {"Allow": ", ".join(sorted(error.valid_methods or ()))} if isinstance(error, MethodNotAllowed) else {}
+    sentence = f"{request.method} {request.path}: {error.description}\n"
+    return Response(sentence, error.code or 500, headers, content_type="text/plain; charset=utf-8")

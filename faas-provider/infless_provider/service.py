@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 LOG = logging.getLogger("infless.provider")
+DRAIN_S = 10.0
+"""What Docker and systemd users expect at least between SIGTERM and the end."""
 
 
 def machine_name() -> str:
@@ -51,7 +53,7 @@ class Provider:
         self._settings = settings
         self._clock = SystemClock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._followers = 0
+        self._followers: dict[Exchange, asyncio.Task[None]] = {}
         limits = Limits(body_bytes=settings.body_max_bytes)
         self._edge = Edge(self.route, limits)
 
@@ -71,8 +73,8 @@ class Provider:
             build_app(self._controller, asyncio.get_running_loop(), self._password, self._metrics_text)
         )
         await self._controller.restore()
-        for work in (self._controller.fleet.watch(), autoscaler.run()):
-            self._spawn(work)
+        self._spawn(self._controller.fleet.watch())
+        self._planning = self._spawn(autoscaler.run())
         await self._edge.listen(sockets[0])
         LOG.info("serving %d function(s) on %d core(s)", len(self._controller.functions), len(cpus))
 
@@ -98,17 +100,13 @@ class Provider:
         function = self._controller.functions.get(f"{query.name}.openfaas-fn")
         if function is None:
             exchange.text(404, f"function {query.name!r} does not exist")
-        elif self._followers >= logs.FOLLOWERS_MAX:
+        elif len(self._followers) >= logs.FOLLOWERS_MAX:
             exchange.text(429, f"{logs.FOLLOWERS_MAX} clients read logs already")
         else:
             reader = logs.LogReader(self._settings.logs_dir / function.key, query)
-            self._followers += 1
-            task = self._spawn(logs.stream(exchange, reader, query))
-            task.add_done_callback(self._unfollow)
+            task = self._followers[exchange] = self._spawn(logs.stream(exchange, reader, query))
+            task.add_done_callback(lambda _: self._followers.pop(exchange, None))
             exchange.on_gone = task.cancel
-
-    def _unfollow(self, _: asyncio.Task[None]) -> None:
-        self._followers -= 1
 
     def _metrics_text(self) -> bytes:
         """Called in a control thread; the numbers are read on the event loop, which owns them."""
@@ -125,11 +123,21 @@ class Provider:
         return task
 
     async def stop(self, *, graceful: bool) -> None:
-        """SIGTERM leaves the instances for the next provider; Ctrl-C ends them."""
-        self._edge.stop_accepting()
+        """Answer what has come; SIGTERM leaves the instances for the next provider, Ctrl-C ends them."""
         fleet = self._controller.fleet
-        if not graceful:
+        self._edge.stop_accepting()
+        self._planning.cancel()
+        fleet.close_door()
+        for exchange, task in list(self._followers.items()):
+            task.cancel()
+            exchange.end()
+        if graceful:
+            await self._edge.drain(DRAIN_S)
+            self._controller.close()
+        else:
+            self._controller.close()
             await fleet.end_all(timeout_s=5.0)
+            await self._edge.drain(1.0)
         for task in list(self._tasks):
             task.cancel()
         await fleet.close()

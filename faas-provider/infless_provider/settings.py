@@ -46,6 +46,11 @@ class Settings:
         return self.state_dir / "basic-auth-password"
 
     @property
+    def bundles_kept(self) -> Path:
+        """Immutable copies of what was deployed, by digest."""
+        return self.state_dir / "bundles"
+
+    @property
     def logs_dir(self) -> Path:
         """One file for each instance."""
         return self.state_dir / "logs"

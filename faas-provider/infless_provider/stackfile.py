@@ -12,6 +12,7 @@ import yaml
 
 from infless_core.errors import InvalidInput
 
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -48,8 +49,8 @@ def read_stack(path: Path, environ: Mapping[str, str], only: tuple[str, ...] = (
     """
     try:
         text = path.read_text()
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     filled = _VARIABLE.sub(lambda match: environ.get(match[1]) or match[2] or "", text)
     try:
         data = yaml.safe_load(filled)
@@ -57,9 +58,13 @@ def read_stack(path: Path, environ: Mapping[str, str], only: tuple[str, ...] = (
         raise InvalidInput(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("functions"), dict):
         raise InvalidInput(f"{path}: needs 'functions', an object of functions by name")
-    provider = data.get("provider") or {}
+    provider = data.get("provider")
+    provider = provider if isinstance(provider, dict) else {}
     if provider.get("name") != "openfaas":
         raise InvalidInput(f"{path}: provider.name must be openfaas, it is {provider.get('name')!r}")
+    odd = [name for name in data["functions"] if not isinstance(name, str) or not _NAME.fullmatch(name)]
+    if odd:
+        raise InvalidInput(f"{path}: functions.{odd[0]} is not a function name: use a-z, 0-9 and '-' inside")
     unknown = [name for name in only if name not in data["functions"]]
     if unknown:
         raise InvalidInput(f"{path}: no function {unknown[0]!r}; there are {', '.join(data['functions'])}")
@@ -76,8 +81,8 @@ def _function(path: Path, name: str, spec: Any) -> StackFunction:
     if missing:
         raise InvalidInput(f"{where}.{missing[0]} is missing")
     environment = _strings(spec.get("environment"), f"{where}.environment")
-    for file in spec.get("environment_file") or ():
-        environment |= _environment_file(path.parent / str(file))
+    for file in _list(spec.get("environment_file"), f"{where}.environment_file"):
+        environment |= _environment_file(path.parent / file)
     deployment: dict[str, Any] = {
         "service": name,
         "image": spec["image"],
@@ -88,8 +93,8 @@ def _function(path: Path, name: str, spec: Any) -> StackFunction:
         ("envVars", environment),
         ("labels", _strings(spec.get("labels"), f"{where}.labels")),
         ("annotations", _strings(spec.get("annotations"), f"{where}.annotations")),
-        ("constraints", [str(item) for item in spec.get("constraints") or ()]),
-        ("secrets", [str(item) for item in spec.get("secrets") or ()]),
+        ("constraints", _list(spec.get("constraints"), f"{where}.constraints")),
+        ("secrets", _list(spec.get("secrets"), f"{where}.secrets")),
         ("limits", _resources(spec.get("limits"), f"{where}.limits")),
         ("requests", _resources(spec.get("requests"), f"{where}.requests")),
     )
@@ -111,6 +116,14 @@ def _strings(value: Any, where: str) -> dict[str, str]:
     return {str(key): _scalar(item) for key, item in value.items()}
 
 
+def _list(value: Any, where: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or any(isinstance(item, (dict, list)) for item in value):
+        raise InvalidInput(f"{where} must be a list of single values")
+    return [_scalar(item) for item in value]
+
+
 def _scalar(item: Any) -> str:
     return str(item).lower() if isinstance(item, bool) else "" if item is None else str(item)
 
@@ -123,6 +136,8 @@ def _resources(value: Any, where: str) -> dict[str, str]:
 def _environment_file(path: Path) -> dict[str, str]:
     try:
         data = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidInput(f"{path}: needs 'environment', an object of single values")
     return _strings(data.get("environment"), f"{path}: environment")

@@ -11,18 +11,19 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from infless_core.errors import Conflict, StateError
 from infless_provider import auth
+from infless_provider.backends import procfs
 from infless_provider.backends.base import Address
 from infless_provider.backends.process import ProcessBackend
-from infless_provider.service import Provider
+from infless_provider.service import DRAIN_S, Provider
 from infless_provider.settings import Settings, usable_cores
 from infless_provider.state import State
 from infless_watchdog.worker import ServiceApplication
 
-DRAIN_S = 10.0
+PIDFILE = "provider.pid"
+ORPHAN_S = 5.0
+"""How long the worker of a killed provider may take to end."""
 
 
 def run(settings: Settings) -> None:
@@ -34,32 +35,62 @@ def run(settings: Settings) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("mip").setLevel(logging.WARNING)
-    try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(settings.state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise StateError(f"the state folder {settings.state_dir} cannot be used: {error}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise Conflict(f"another provider uses {settings.state_dir}; choose another --state-dir") from None
+    _lock(settings.state_dir)
     listener = _bind(settings)
     State(settings.database).close()  # refuse a damaged or full state before anything is said to run
     if settings.auth:
         auth.ensure_password(settings.password_file)
     _tell(settings)
+    pidfile = settings.state_dir / PIDFILE
+    pidfile.unlink(missing_ok=True)  # we hold the lock: whoever wrote it is gone, even if its number lives on
     ServiceApplication(
         lambda: Provider(settings),
         bind=[f"fd://{listener.detach()}"],
-        pidfile=str(settings.state_dir / "provider.pid"),
+        pidfile=str(pidfile),
         graceful_timeout=int(DRAIN_S) + 5,
         proc_name="infless-provider",
+        when_ready=_one_worker_for_ever,
     ).run()
 
 
-def _bind(settings: Settings) -> socket.socket:
+def _lock(state_dir: Path) -> None:
+    """Hold the state folder until this process and its worker have ended."""
     try:
-        return socket.create_server((settings.host, settings.port), backlog=4096)
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StateError(f"the state folder {state_dir} cannot be used: {error}") from error
+    ends_s = time.monotonic() + ORPHAN_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            # The worker of a provider that was killed notices within a second and ends.
+            if _holder_runs(state_dir) or time.monotonic() > ends_s:
+                raise Conflict(f"another provider uses {state_dir}; choose another --state-dir") from None
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _holder_runs(state_dir: Path) -> bool:
+    try:
+        return not _gone(int((state_dir / PIDFILE).read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def _one_worker_for_ever(_: object) -> None:
+    """Take gunicorn's other signals away: one process owns the routes, so there is no second worker and no reload."""
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # the terminal was closed
+    for name in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=4096)
     except OSError as error:
         raise Conflict(
             f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}; choose another --port"
@@ -67,7 +98,8 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 def _tell(settings: Settings) -> None:
-    url = f"http://{settings.host}:{settings.port}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
     lines = [f"INFless serves the OpenFaaS API at {url} (state in {settings.state_dir})"]
     if settings.auth:
         lines.append(f"log in: faas-cli login -g {url} --password-stdin < {settings.password_file}")
@@ -85,31 +117,31 @@ def down(state_dir: Path) -> int:
         return 0
     state = State(database)
     backend = ProcessBackend(usable_cores(0), state_dir)
-    ended = 0
+    running = [one for one in state.instances() if backend.adopt(one.id, Address(**one.address))]
+    for instance in running:
+        backend.terminate(instance.id)
+    ends_s = time.monotonic() + DRAIN_S
+    while any(backend.alive(one.id) for one in running) and time.monotonic() < ends_s:
+        time.sleep(0.05)
     for instance in state.instances():
-        if backend.adopt(instance.id, Address(**instance.address)):
-            backend.terminate(instance.id)
-            _wait_gone(instance.address["handle"]["pid"], DRAIN_S)
-            backend.kill(instance.id)
-            ended += 1
         backend.forget(instance.id)
         state.delete_instance(instance.id)
+    backend.sweep(frozenset())
     state.close()
-    return ended
+    return len(running)
 
 
 def _provider_pid(state_dir: Path) -> int | None:
     """The running provider, if any: only the holder of the lock wrote the file that counts."""
-    file = state_dir / "provider.pid"
     try:
-        pid = int(file.read_text())
+        pid = int((state_dir / PIDFILE).read_text())
         lock = os.open(state_dir / "lock", os.O_RDWR)
     except (OSError, ValueError):
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return pid if psutil.pid_exists(pid) else None
+        return None if _gone(pid) else pid
     finally:
         os.close(lock)
     return None
@@ -117,5 +149,11 @@ def _provider_pid(state_dir: Path) -> int | None:
 
 def _wait_gone(pid: int, timeout_s: float) -> None:
     ends_s = time.monotonic() + timeout_s
-    while psutil.pid_exists(pid) and time.monotonic() < ends_s:
+    while not _gone(pid) and time.monotonic() < ends_s:
         time.sleep(0.05)
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    identity = procfs.identify(pid)
+    return identity is None or not procfs.runs(identity)

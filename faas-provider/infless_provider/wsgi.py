@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import logging
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
     from infless_watchdog.http import Exchange
@@ -28,7 +30,10 @@ class WsgiBridge:
 
     def __call__(self, exchange: Exchange) -> None:
         """Hand over to a thread."""
-        self._threads.submit(self._run, exchange)
+        try:
+            self._threads.submit(self._run, exchange)
+        except RuntimeError:
+            exchange.text(503, "the provider stops")
 
     def close(self) -> None:
         """Take no more work."""
@@ -42,7 +47,8 @@ class WsgiBridge:
             status, headers, body = 500, [], b"the provider failed on this request; its log says why\n"
         content_type = next((value for name, value in headers if name == b"content-type"), b"text/plain; charset=utf-8")
         rest = [(name, value) for name, value in headers if name not in (b"content-type", b"content-length")]
-        self.loop.call_soon_threadsafe(exchange.respond, status, body, content_type, rest)
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the connection
+            self.loop.call_soon_threadsafe(exchange.respond, status, body, content_type, rest)
 
 
 def _call(app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
@@ -63,7 +69,7 @@ def _environ(exchange: Exchange) -> dict[str, Any]:
     environ = {
         "REQUEST_METHOD": exchange.method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": exchange.path,
+        "PATH_INFO": unquote_to_bytes(exchange.path.encode("latin-1")).decode("latin-1"),
         "QUERY_STRING": exchange.query,
         "SERVER_NAME": host,
         "SERVER_PORT": port or "80",

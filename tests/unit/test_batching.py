@@ -70,7 +70,7 @@ def test_the_most_urgent_request_counts_wherever_it_stands() -> None:
 
 
 def test_a_batch_that_has_grown_enough_to_keep_up_runs() -> None:
-    """At 60 requests a second one alone (20 ms) is too slow, three together (40 ms) are not: half the time is free."""
+    """At 60 requests a second one alone (20 ms) is too slow; five together (40 ms) leave half of the time free."""
     assert isinstance(decide([0.1], 0.0, 60.0, SLOW, POLICY), WaitUntil)
     assert decide([0.1] * 5, 0.0, 60.0, SLOW, POLICY) == Flush(5)
 

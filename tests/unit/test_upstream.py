@@ -131,26 +131,19 @@ CHUNKED = (
 @pytest.mark.parametrize("answer", [OK, CHUNKED], ids=["length", "interim and chunked with trailer"])
 def test_an_answer_split_at_every_byte(answer: bytes) -> None:
     """Wherever the network cuts an answer, the same answer comes out, and the connection stays usable."""
+    splits = [(answer[:cut], answer[cut:]) for cut in range(1, len(answer))]
+    every_byte = tuple(answer[place : place + 1] for place in range(len(answer)))
 
     async def run() -> None:
-        for cut in range(1, len(answer)):
-            async with served(replying(answer[:cut], answer[cut:])) as client:
+        for pieces in [*splits, every_byte]:
+            async with served(replying(*pieces)) as client:
                 for _ in range(2):
                     reply = await post(client)
-                    assert (reply.status, await reply.read(), len(reply.headers)) == (200, b"hello", 2)
+                    assert b"".join([piece async for piece in reply.chunks()]) == b"hello"
+                    assert (reply.status, len(reply.headers)) == (200, 2)
                 assert (len(client.connections), client.idle) == (1, 1)
 
     asyncio.run(run())
-
-
-def test_an_answer_byte_by_byte() -> None:
-    """Each byte in a packet of its own."""
-
-    async def use(client: Upstream) -> bytes:
-        return b"|".join([piece async for piece in (await post(client)).chunks()])
-
-    pieces = [CHUNKED[place : place + 1] for place in range(len(CHUNKED))]
-    assert with_peer(replying(*pieces), use).replace(b"|", b"") == b"hello"
 
 
 @pytest.mark.parametrize(
@@ -191,8 +184,7 @@ def test_a_peer_that_wants_to_close_is_not_used_again() -> None:
 
     async def use(client: Upstream) -> None:
         for _ in range(2):
-            assert (await post(client)).body == b"hello"
-            assert client.idle == 0
+            assert ((await post(client)).body, client.idle) == (b"hello", 0)
 
     with_peer(replying(answer), use)
 
@@ -240,7 +232,6 @@ def test_a_refused_connection_is_not_sent() -> None:
             client = Upstream("127.0.0.1", taken.getsockname()[1])
             with pytest.raises(NotSent, match="cannot be reached"):
                 await post(client)
-            assert client.in_flight == 0
 
     asyncio.run(run())
 
@@ -248,23 +239,16 @@ def test_a_refused_connection_is_not_sent() -> None:
 def test_a_connection_closed_on_accept() -> None:
     """Whichever side is faster, the caller gets one of our errors and nothing is left behind."""
 
-    async def run() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+    async def peer(*_: Any) -> None:
+        """Hang up."""
 
-            def hang_up() -> None:
-                listener.accept()[0].close()
-
-            loop = asyncio.get_running_loop()
-            loop.add_reader(listener.fileno(), hang_up)
-            client = Upstream("127.0.0.1", listener.getsockname()[1])
-            with pytest.raises((NotSent, Broken)) as caught:
+    async def use(client: Upstream) -> None:
+        for _ in range(5):
+            with pytest.raises((NotSent, Broken)):
                 await post(client)
-            loop.remove_reader(listener.fileno())
-            await client.close()
-            assert (client.in_flight, len(client.connections)) == (0, 0)
-            assert caught.type is NotSent or "without an answer" in str(caught.value)
+        assert (client.in_flight, len(client.connections)) == (0, 0)
 
-    asyncio.run(run())
+    with_peer(peer, use)
 
 
 def test_a_closed_client_sends_nothing() -> None:
@@ -356,13 +340,10 @@ def test_a_slow_consumer_holds_back_the_sender() -> None:
     async def use(client: Upstream) -> None:
         reply = await client.request("GET", "/", [], b"", timeout_s=5)
         await asyncio.sleep(0.05)
-        held = len(reply.body)
-        assert held < 1024 * 1024
+        assert len(reply.body) < 1024 * 1024
         assert sent < size
-        total = 0
-        async for piece in reply.chunks():
-            total += len(piece)
-        assert (total, client.idle) == (size, 1)
+        assert sum([len(piece) async for piece in reply.chunks()]) == size
+        assert client.idle == 1
 
     with_peer(peer, use)
 
@@ -372,10 +353,10 @@ def test_read_takes_a_large_answer_whole() -> None:
     body = bytes(range(256)) * 8192
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
-    async def use(client: Upstream) -> bytes:
-        return await (await post(client, body=b"q" * 1_000_000)).read()
+    async def use(client: Upstream) -> None:
+        assert await (await post(client, body=b"q" * 1_000_000)).read() == body
 
-    assert with_peer(replying(answer), use) == body
+    with_peer(replying(answer), use)
 
 
 def test_a_client_that_leaves_cuts_the_connection() -> None:
@@ -414,7 +395,6 @@ def test_many_requests_at_once() -> None:
         bodies = [b"%04d" % number for number in range(200)]
         replies = await asyncio.gather(*(post(client, body) for body in bodies))
         assert [await reply.read() for reply in replies] == bodies
-        assert client.in_flight == 0
-        assert client.idle == len(client.connections) <= 200
+        assert (client.in_flight, client.idle) == (0, len(client.connections))
 
     with_peer(peer, use)

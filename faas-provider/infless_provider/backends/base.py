@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,7 +76,15 @@ class Backend(Protocol):
         ...
 
     def forget(self, id_: str) -> None:
-        """Release what is held for an instance that has ended."""
+        """End what is left of an instance, and release what is held for it."""
+        ...
+
+    def sweep(self, known: AbstractSet[str]) -> None:
+        """After a restart: end and clear up what an earlier provider started and had no time to write down.
+
+        Args:
+            known: ids of the instances that were taken over.
+        """
         ...
 
     def usage(self, id_: str) -> Usage:

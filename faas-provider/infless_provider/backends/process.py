@@ -9,16 +9,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import psutil
 
 from infless_core.errors import BackendError
 from infless_profiler.measure import child_environment
+from infless_provider.backends import procfs
 from infless_provider.backends.base import Address, Launch, Usage
+
+LOGS_KEPT = 20
+"""Log files of ended instances that are kept for a function: a day of scaling, and no disk full of small files."""
+_LAST_WORDS_BYTES = 16 * 1024
 
 
 def pick_cores(cpus: Sequence[int], taken: Counter[int], count: int) -> tuple[int, ...]:
@@ -40,7 +45,7 @@ class ProcessBackend:
         self._logs = state_dir / "logs"
         self._scratch = state_dir / "tmp"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._processes: dict[str, psutil.Process] = {}
+        self._processes: dict[str, procfs.Identity] = {}
         self._cores: dict[str, tuple[int, ...]] = {}
 
     def start(self, launch: Launch) -> Address:
@@ -50,33 +55,39 @@ class ProcessBackend:
         scratch = self._scratch / launch.id
         try:
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._prune_logs(launch.function)
             with socket.create_server(("127.0.0.1", 0)) as requests, socket.create_server(("127.0.0.1", 0)) as metrics:
-                fds = (requests.fileno(), metrics.fileno())
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "infless_watchdog"],
-                    env=self._environment(launch, fds, scratch),
-                    cwd=launch.bundle,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                    pass_fds=fds,
-                )
-                # Before it has any thread: everything it starts inherits the cores.
-                os.sched_setaffinity(child.pid, cores)
-                process = psutil.Process(child.pid)
-                address = Address(
-                    host="127.0.0.1",
-                    port=requests.getsockname()[1],
-                    metrics_port=metrics.getsockname()[1],
-                    handle={"pid": child.pid, "started_s": process.create_time(), "cores": list(cores)},
-                )
-        except (OSError, subprocess.SubprocessError, psutil.Error) as error:
+                child = self._fork(launch, (requests.fileno(), metrics.fileno()), scratch)
+                port, metrics_port = requests.getsockname()[1], metrics.getsockname()[1]
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
             raise BackendError(f"instance {launch.id} could not be started: {error}") from error
         self._children[launch.id] = child
-        self._processes[launch.id] = process
+        identity = procfs.identify(child.pid)
+        if identity is not None:  # else it has ended already, which `alive` will say
+            # Before it has any thread: everything it starts inherits the cores.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(child.pid, cores)
+            self._processes[launch.id] = identity
         self._cores[launch.id] = cores
-        return address
+        return Address(
+            host="127.0.0.1",
+            port=port,
+            metrics_port=metrics_port,
+            handle={"pid": child.pid, "started": identity.started if identity else "", "cores": list(cores)},
+        )
+
+    def _fork(self, launch: Launch, fds: tuple[int, int], scratch: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "infless_watchdog"],
+            env=self._environment(launch, fds, scratch),
+            cwd=launch.bundle,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=fds,
+        )
 
     def _environment(self, launch: Launch, fds: tuple[int, int], scratch: Path) -> dict[str, str]:
         return {
@@ -98,18 +109,21 @@ class ProcessBackend:
         """The instance's log file."""
         return self._logs / function / f"{id_}.log"
 
+    def _prune_logs(self, function: str) -> None:
+        """Remove the oldest logs of instances that have ended; a running one keeps its log open for ever."""
+        ended = [path for path in (self._logs / function).glob("*.log") if path.stem not in self._cores]
+        ended.sort(key=lambda path: path.stat().st_mtime)
+        for path in ended[:-LOGS_KEPT]:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".log.1").unlink(missing_ok=True)
+
     def adopt(self, id_: str, address: Address) -> bool:
         """See `Backend.adopt`. A reused process id is told apart by its start time."""
-        try:
-            process = psutil.Process(address.handle["pid"])
-            if abs(process.create_time() - address.handle["started_s"]) > 0.5 or not process.is_running():
-                return False
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False
-        except psutil.Error:
+        identity = procfs.Identity(pid=address.handle.get("pid", 0), started=address.handle.get("started", ""))
+        if not procfs.runs(identity):
             return False
-        self._processes[id_] = process
-        self._cores[id_] = tuple(address.handle["cores"])
+        self._processes[id_] = identity
+        self._cores[id_] = tuple(address.handle.get("cores", ()))
         return True
 
     def alive(self, id_: str) -> bool:
@@ -117,16 +131,16 @@ class ProcessBackend:
         child = self._children.get(id_)
         if child is not None:
             return child.poll() is None
-        process = self._processes.get(id_)
-        try:
-            return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        identity = self._processes.get(id_)
+        return identity is not None and procfs.runs(identity)
 
     def last_words(self, id_: str, function: str) -> str:
         """See `Backend.last_words`."""
         try:
-            lines = self.log_path(id_, function).read_text(errors="replace").splitlines()[-50:]
+            with self.log_path(id_, function).open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - _LAST_WORDS_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()[-50:]
         except OSError:
             return ""
         told = [line.partition(" ")[2] for line in lines]
@@ -134,38 +148,48 @@ class ProcessBackend:
 
     def terminate(self, id_: str) -> None:
         """SIGTERM to the supervisor, which lets its worker drain."""
-        process = self._processes.get(id_)
-        if process is not None:
-            with contextlib.suppress(psutil.Error):
-                process.terminate()
+        if self.alive(id_) and (identity := self._processes.get(id_)) is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(identity.pid, signal.SIGTERM)
 
     def kill(self, id_: str) -> None:
-        """SIGKILL to the whole session."""
-        process = self._processes.get(id_)
-        if process is not None and self.alive(id_):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+        """SIGKILL to the whole session, also when its leader has ended before the others."""
+        identity = self._processes.get(id_)
+        if identity is not None:
+            procfs.kill_group(identity)
         child = self._children.get(id_)
         if child is not None:
-            child.wait(timeout=5)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=1)
 
     def forget(self, id_: str) -> None:
         """See `Backend.forget`."""
+        self.kill(id_)
         self._children.pop(id_, None)
         self._processes.pop(id_, None)
         self._cores.pop(id_, None)
         shutil.rmtree(self._scratch / id_, ignore_errors=True)
 
+    def sweep(self, known: AbstractSet[str]) -> None:
+        """See `Backend.sweep`: an instance's temporary folder exists before the instance does, and names it."""
+        if not self._scratch.is_dir():
+            return
+        left = {str(folder): folder for folder in self._scratch.iterdir() if folder.name not in known}
+        for identity, place in procfs.by_variable("TMPDIR") if left else ():
+            if place in left:
+                procfs.kill_group(identity)
+        for folder in left.values():
+            shutil.rmtree(folder, ignore_errors=True)
+
     def usage(self, id_: str) -> Usage:
         """See `Backend.usage`; cpu as the mean since it started."""
-        process = self._processes.get(id_)
-        if process is None:
+        identity = self._processes.get(id_)
+        cpu_s, memory_bytes = 0.0, 0
+        if identity is None or not self.alive(id_):
             return Usage(cpu_millicores=0.0, memory_bytes=0)
-        cpu, memory = 0.0, 0
         with contextlib.suppress(psutil.Error):
-            for member in [process, *process.children(recursive=True)]:
-                cpu += sum(member.cpu_times()[:2])
-                memory += member.memory_info().rss
-            lived_s = max(0.1, time.time() - process.create_time())
-            return Usage(cpu_millicores=1000 * cpu / lived_s, memory_bytes=memory)
-        return Usage(cpu_millicores=0.0, memory_bytes=0)
+            leader = psutil.Process(identity.pid)
+            for member in [leader, *leader.children(recursive=True)]:
+                cpu_s += sum(member.cpu_times()[:2])
+                memory_bytes += member.memory_info().rss
+        return Usage(cpu_millicores=1000 * cpu_s / max(0.1, procfs.age_s(identity)), memory_bytes=memory_bytes)

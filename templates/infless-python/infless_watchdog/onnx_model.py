@@ -114,10 +114,11 @@ class OnnxModel:
                 return Reply(body=body, content_type=b"application/json")
             length = str(head_length).encode()
             return Reply(body=body, content_type=OCTETS, headers=((oip.HEADER_LENGTH, length),))
-        if call.content_type == "application/octet-stream":
-            return Reply(body=np.ascontiguousarray(answer[self.outputs[0]]).tobytes(), content_type=OCTETS)
+        first = answer[self.outputs[0]]
+        if call.content_type == "application/octet-stream" and first.dtype in oip.NAMES:
+            return Reply(body=first.tobytes(), content_type=OCTETS)
         plain = {
-            name: (array[0] if item.rows == 1 and array.shape[:1] == (1,) else array).tolist()
+            name: array.tolist()[0] if item.rows == 1 and array.shape[:1] == (1,) else array.tolist()
             for name, array in answer.items()
         }
         return encode_plain(next(iter(plain.values())) if len(plain) == 1 else plain)
@@ -174,6 +175,7 @@ class OnnxModel:
         return Item(tensors=checked, rows=count, wanted=wanted)
 
     def _checked(self, spec: Input, array: np.ndarray) -> np.ndarray:
+        came = list(array.shape)
         if array.ndim == len(spec.dims):
             array = array[np.newaxis]
         fits = array.ndim == len(spec.dims) + 1 and all(
@@ -181,7 +183,7 @@ class OnnxModel:
         )
         if not fits:
             wanted = [-1, *(dim or -1 for dim in spec.dims)]
-            raise ItemError(422, f"input {spec.name}: shape {list(array.shape)} does not fit the model's {wanted}")
+            raise ItemError(422, f"input {spec.name}: shape {came} does not fit the model's {wanted}")
         if array.dtype != spec.dtype:
             raise ItemError(
                 422,

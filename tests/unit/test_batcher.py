@@ -1,0 +1,272 @@
+"""The shell around the policy: queue, model thread, timers. Real event loops, models of a few milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from infless_watchdog.batcher import Batcher
+from infless_watchdog.batching import BatchPolicy
+from infless_watchdog.isolation import ItemError
+from infless_watchdog.metrics import Metrics
+
+
+class Bench:
+    """A batcher with a model under the test's control."""
+
+    def __init__(self, predict: Callable[[list[Any]], Any], exec_timeout_s: float, policy: BatchPolicy) -> None:
+        self.sizes: list[int] = []
+        self.answers: dict[Any, Any] = {}
+        self.hangs = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self._predict = predict
+        self.batcher = Batcher(self._counted, policy, Metrics(), exec_timeout_s=exec_timeout_s, on_hang=self._hung)
+
+    def _counted(self, items: list[Any]) -> Any:
+        assert self.gate.wait(5)
+        self.sizes.append(len(items))
+        return self._predict(items)
+
+    def _hung(self) -> None:
+        self.hangs += 1
+
+    def submit(self, item: Any) -> Any:
+        """Queue an item whose answer is kept under its name."""
+        return self.batcher.submit(item, lambda answer: self.answers.__setitem__(item, answer))
+
+    async def until(self, count: int) -> None:
+        """Wait for that many answers."""
+        async with asyncio.timeout(5):
+            while len(self.answers) < count:
+                await asyncio.sleep(0.001)
+
+
+def bench(
+    scenario: Callable[[Bench], Coroutine[Any, Any, None]],
+    predict: Callable[[list[Any]], Any] = lambda items: [item * 2 for item in items],
+    *,
+    exec_timeout_s: float = 30.0,
+    batch_max: int = 4,
+    latency_target_s: float = 10.0,
+    keep_up_load: float = 0.5,
+) -> Bench:
+    """Run a scenario; returns what came of it."""
+    policy = BatchPolicy(batch_max=batch_max, latency_target_s=latency_target_s, keep_up_load=keep_up_load)
+    made = Bench(predict, exec_timeout_s, policy)
+
+    async def run() -> None:
+        await scenario(made)
+        made.gate.set()
+        made.batcher.close()
+
+    asyncio.run(run())
+    return made
+
+
+async def held(made: Bench, items: list[Any]) -> list[Any]:
+    """Submit while the model is busy with one item called 0."""
+    made.gate.clear()
+    made.submit(0)
+    return [made.submit(item) for item in items]
+
+
+def test_what_comes_while_the_model_runs_forms_the_next_batches() -> None:
+    """One runs alone, then the waiting ones by `batch_max`; everybody gets the own answer."""
+
+    async def scenario(made: Bench) -> None:
+        await held(made, [1, 2, 3, 4, 5, 6])
+        made.gate.set()
+        await made.until(7)
+
+    made = bench(scenario)
+    assert made.sizes == [1, 4, 2]
+    assert made.answers == {n: 2 * n for n in range(7)}
+
+
+def test_a_full_batch_does_not_wait_for_its_timer() -> None:
+    """Nothing is known of the load but that the policy waits; the fourth request ends that."""
+
+    async def scenario(made: Bench) -> None:
+        made.batcher.times.observe(4, 0.001)
+        for item in (1, 2, 3, 4):
+            made.submit(item)
+        await made.until(4)
+
+    assert bench(scenario, keep_up_load=0.0).sizes == [4]
+
+
+def test_a_lone_request_waits_only_for_its_slack() -> None:
+    """With nobody else coming it is answered within its target all the same."""
+
+    async def scenario(made: Bench) -> None:
+        made.batcher.times.observe(4, 0.001)
+        made.submit(1)
+        await made.until(1)
+
+    assert bench(scenario, keep_up_load=0.0, latency_target_s=0.05).sizes == [1]
+
+
+def test_a_shorter_target_counts_for_those_that_wait_already() -> None:
+    """They were queued under ten seconds; the new target ends their wait."""
+
+    async def scenario(made: Bench) -> None:
+        made.batcher.times.observe(4, 0.001)
+        made.submit(1)
+        made.submit(2)
+        await asyncio.sleep(0.01)
+        assert not made.sizes
+        made.batcher.reconfigure(batch_max=4, latency_target_s=0.02)
+        await made.until(2)
+
+    assert bench(scenario, keep_up_load=0.0).sizes == [2]
+
+
+def test_who_leaves_the_queue_is_not_run() -> None:
+    """Its place goes to the next; its batch-mates never notice."""
+
+    async def scenario(made: Bench) -> None:
+        tickets = await held(made, [1, 2, 3])
+        tickets[1].live = False
+        made.gate.set()
+        await made.until(3)
+
+    made = bench(scenario)
+    assert made.sizes == [1, 2]
+    assert set(made.answers) == {0, 1, 3}
+
+
+def test_who_leaves_during_the_run_gets_nothing() -> None:
+    """The answer is made and dropped."""
+
+    async def scenario(made: Bench) -> None:
+        made.gate.clear()
+        ticket = made.submit(1)
+        ticket.live = False
+        made.submit(2)
+        made.gate.set()
+        await made.until(1)
+
+    assert bench(scenario).answers == {2: 4}
+
+
+def test_a_bad_item_fails_alone() -> None:
+    """Its batch is split until it stands alone."""
+
+    async def scenario(made: Bench) -> None:
+        await held(made, [1, "x", 3])
+        made.gate.set()
+        await made.until(4)
+
+    made = bench(scenario, lambda items: [10 // int(item + 1) for item in items])
+    assert isinstance(made.answers["x"], ItemError)
+    assert [made.answers[n] for n in (0, 1, 3)] == [10, 5, 2]
+
+
+def test_a_split_batch_teaches_no_execution_time() -> None:
+    """Its seven runs say nothing about what a batch of four takes."""
+
+    async def scenario(made: Bench) -> None:
+        await held(made, [1, "x", 3, 4])
+        made.gate.set()
+        await made.until(5)
+        assert made.batcher.times.estimate_s(4) == made.batcher.times.estimate_s(1) * 4
+
+    bench(scenario, lambda items: [10 // int(item + 1) for item in items])
+
+
+def test_an_answer_that_cannot_be_delivered_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """The others of the batch get theirs, and the log has the reason."""
+
+    async def scenario(made: Bench) -> None:
+        await held(made, [])
+        made.batcher.submit(1, lambda _: 1 / 0)
+        made.submit(2)
+        made.gate.set()
+        await made.until(2)
+
+    assert bench(scenario).answers == {0: 0, 2: 4}
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_handler_that_exits_ends_its_request_only() -> None:
+    """`sys.exit()` in a handler is that request's fault, not the instance's end."""
+
+    async def scenario(made: Bench) -> None:
+        made.submit(1)
+        await made.until(1)
+        made.submit(2)
+        await made.until(2)
+
+    def leave(items: list[int]) -> list[int]:
+        raise SystemExit(7)
+
+    answers = bench(scenario, leave).answers
+    assert {answer.status for answer in answers.values()} == {500}
+
+
+def test_a_hanging_handler_is_given_up() -> None:
+    """Its batch gets 504, who waits gets 503, and somebody is told to replace the process."""
+
+    async def scenario(made: Bench) -> None:
+        await held(made, [1, 2])
+        await made.until(3)
+
+    made = bench(scenario, exec_timeout_s=0.02)
+    assert made.hangs == 1
+    assert {item: answer.status for item, answer in made.answers.items()} == {0: 504, 1: 503, 2: 503}
+
+
+def test_who_waited_longer_than_exec_timeout_is_not_run() -> None:
+    """Nobody waits for that answer any more; the model is for the others."""
+
+    async def scenario(made: Bench) -> None:
+        old, _ = await held(made, [1, 2])
+        old.arrived_s -= 60.0
+        made.gate.set()
+        await made.until(3)
+
+    made = bench(scenario)
+    assert made.answers[1].status == 504
+    assert made.sizes == [1, 1]
+
+
+def test_draining_waits_for_nobody() -> None:
+    """What is queued runs at once, in full batches."""
+
+    async def scenario(made: Bench) -> None:
+        made.batcher.times.observe(4, 0.001)
+        made.submit(1)
+        made.batcher.drain()
+        await made.until(1)
+
+    assert bench(scenario, keep_up_load=0.0, latency_target_s=100.0).sizes == [1]
+
+
+def test_the_rate_is_learned_and_forgotten() -> None:
+    """A steady stream shows its rate; a second of silence and it starts anew."""
+
+    async def scenario(made: Bench) -> None:
+        for place in range(300):
+            made.batcher._count_arrival(place * 0.01)
+        assert made.batcher._rate_rps == pytest.approx(100, rel=0.1)
+        made.batcher._count_arrival(10.0)
+        assert made.batcher._rate_rps == 1.0
+
+    bench(scenario)
+
+
+def test_an_absurd_wait_is_cut_into_pieces() -> None:
+    """Event loops refuse timers of years; the policy is just asked again."""
+
+    async def scenario(made: Bench) -> None:
+        made.batcher.times.observe(4, 0.001)
+        made.submit(1)
+        assert made.batcher._timer is not None
+        assert made.batcher._timer.when() - asyncio.get_running_loop().time() <= Batcher.SLEEP_MAX_S + 1
+
+    bench(scenario, keep_up_load=0.0, latency_target_s=1e12)

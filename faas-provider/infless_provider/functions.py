@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from infless_core.labels import Wishes
 from infless_core.lifecycle import Event, Phase, advance
@@ -23,6 +23,32 @@ IDLE_RPS = 0.1
 """Below one request in ten seconds a function counts as idle: its spare instance answers, no cores are planned."""
 INFLATION = 1.1
 """As for measured profiles (INFless, section 3.3)."""
+
+
+HEADROOM = 1.2
+"""A plan is for this much more than what arrives: load goes on rising while an instance starts, and a shared machine is
+slower than it was when the function was timed."""
+SAME_RATE_SHARE = 0.95
+"""Of batches that bear nearly the same rate the smallest is best: its answers are earlier."""
+
+
+def best_batches(demand: FunctionDemand) -> tuple[ProfilePoint, ...]:
+    """For each (cores, GPU percent) the point with the highest rate that meets the target; empty when none does.
+
+    A larger batch than the load needs costs no hardware, as our watchdog flushes early (`batching.decide`): resizing a
+    running instance to the smallest batch that would do, which the paper's window asks for, only takes its reserve.
+    """
+    groups: dict[tuple[int, int], list[tuple[float, ProfilePoint]]] = {}
+    for point, rates in feasible_points(demand):
+        given = point.configuration
+        groups.setdefault((given.cpu_cores, given.gpu_percent), []).append((rates.up_rps, point))
+    return tuple(
+        min(
+            (point for up_rps, point in group if up_rps >= SAME_RATE_SHARE * max(group, key=lambda one: one[0])[0]),
+            key=lambda point: point.configuration.batch,
+        )
+        for _, group in sorted(groups.items())
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,12 +111,16 @@ class FunctionState:
 
     @property
     def rate_rps(self) -> float:
-        """The rate to plan for; 0 for an idle function."""
+        """The rate to plan for, with room to grow; 0 for an idle function."""
         rate_rps = self.estimate.rate_rps
-        return rate_rps if rate_rps >= IDLE_RPS else 0.0
+        return HEADROOM * rate_rps if rate_rps >= IDLE_RPS else 0.0
 
     def demand(self, rate_rps: float) -> FunctionDemand:
-        """This function as the planner sees it."""
+        """This function as the planner sees it: for each number of cores the batch that pays most."""
+        everything = self._demand(rate_rps)
+        return replace(everything, profile=best_batches(everything) or everything.profile)
+
+    def _demand(self, rate_rps: float) -> FunctionDemand:
         return FunctionDemand(
             id=self.key,
             latency_target_s=self.wishes.latency_target_s,
@@ -112,7 +142,7 @@ class FunctionState:
         self.observed_exec_s += (exec_s - self.observed_exec_s) * (0.1 if self.observed_exec_s else 1.0)
 
     def spare(self) -> Configuration:
-        """What an unplanned instance gets: the fewest cores, and there the largest batch that meets the target."""
+        """What an unplanned instance gets: the fewest cores, and there the batch that pays most."""
         points = [point.configuration for point, _ in feasible_points(self.demand(1.0))]
         if not self.profile or not points:
             return Configuration(batch=self.wishes.batch_max, cpu_cores=1)
@@ -120,7 +150,7 @@ class FunctionState:
 
     def window_of(self, instance: Instance) -> RateWindow | None:
         """The window of rates of an instance's configuration, None where no profile knows it."""
-        points = {point.configuration: point.exec_s for point in self.demand(1.0).profile}
+        points = {point.configuration: point.exec_s for point in self.profile}
         exec_s = points.get(instance.configuration)
         if exec_s is None and not self.profile:
             exec_s = self._assumed_point().exec_s

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
-    from infless_watchdog.http import Exchange
+    from infless_watchdog.http import Exchange, Header
 
 LOG = logging.getLogger("infless.wsgi")
 THREADS = 16
@@ -45,13 +45,21 @@ class WsgiBridge:
         except Exception:
             LOG.exception("%s %s failed", exchange.method, exchange.path)
             status, headers, body = 500, [], b"the provider failed on this request; its log says why\n"
-        content_type = next((value for name, value in headers if name == b"content-type"), b"text/plain; charset=utf-8")
-        rest = [(name, value) for name, value in headers if name not in (b"content-type", b"content-length")]
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the connection
-            self.loop.call_soon_threadsafe(exchange.respond, status, body, content_type, rest)
+            self.loop.call_soon_threadsafe(_answer, exchange, status, headers, body)
 
 
-def _call(app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+def _answer(exchange: Exchange, status: int, headers: list[Header], body: bytes) -> None:
+    if exchange.method == "HEAD":  # the length is that of the body which a GET would have got
+        exchange.begin(status, headers)
+        exchange.end()
+        return
+    content_type = next((value for name, value in headers if name == b"content-type"), b"text/plain; charset=utf-8")
+    rest = [(name, value) for name, value in headers if name not in (b"content-type", b"content-length")]
+    exchange.respond(status, body, content_type, rest)
+
+
+def _call(app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> tuple[int, list[Header], bytes]:
     started: list[tuple[str, list[tuple[str, str]]]] = []
     answer = app(environ, lambda status, headers, _exc=None: started.append((status, headers)))
     try:

@@ -25,6 +25,8 @@ REQUEST_S = 0.0001
 """The watchdog's own time for one request (parsing, queue, answer, metrics) on the core that the model also needs:
 `python -m benchmarks.watchdog` measures about 70 us a request on a trivial model."""
 
+_LOAD_S = 60.0
+"""Large models load for most of a minute; what has not begun to be timed then hangs."""
 _LOOK_S = 0.2
 """How often a child is asked for: a provider that stops must not wait for a model that loads."""
 
@@ -140,7 +142,7 @@ def _run_curve(
         try:
             # Before it has any thread: everything it starts inherits the cores.
             os.sched_setaffinity(child.pid, sorted(os.sched_getaffinity(0))[-cores:])
-            out, err = _communicate(child, 60 + 20 * budget_s, cancelled)
+            out, err = _communicate(child, _LOAD_S + 20 * budget_s, cancelled)
         except BaseException:
             os.killpg(child.pid, signal.SIGKILL)  # not waited for yet, so its number is still its own
             raise

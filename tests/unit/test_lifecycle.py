@@ -28,7 +28,11 @@ def test_what_is_not_raises_and_changes_nothing(phase, event):
 def test_the_documented_table_is_the_executed_one():
     """The module's docstring is what people read."""
     rows = [line.split() for line in (lifecycle.__doc__ or "").splitlines() if len(line.split()) == 3]
-    told = {(Phase(phase), Event(event)): Phase(after) for phase, event, after in rows if not phase.startswith(("=", "phase"))}
+    told = {
+        (Phase(phase), Event(event)): Phase(after)
+        for phase, event, after in rows
+        if not phase.startswith(("=", "phase"))
+    }
     assert told == dict(TRANSITIONS)
 
 

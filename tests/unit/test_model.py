@@ -25,7 +25,8 @@ def test_profile_point(wrong):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"latency_target_s": 0}, {"rate_rps": -1}, {"rate_rps": math.nan}, {"rate_rps": math.inf}, {"max_batch": 0}]
+    "wrong",
+    [{"latency_target_s": 0}, {"rate_rps": -1}, {"rate_rps": math.nan}, {"rate_rps": math.inf}, {"max_batch": 0}],
 )
 def test_function_demand(wrong):
     """A demand is finite, a target above zero."""

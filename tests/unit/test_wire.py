@@ -39,7 +39,12 @@ def test_a_full_deployment_comes_back_unchanged():
         "readOnlyRootFilesystem": True,
     }
     out = wire.spec_json(parse(**fields))
-    assert {**out, "labels": {"x": "y"}} == {"name": "hello", "image": MINIMAL["image"], "namespace": "openfaas-fn", **fields}
+    assert {**out, "labels": {"x": "y"}} == {
+        "name": "hello",
+        "image": MINIMAL["image"],
+        "namespace": "openfaas-fn",
+        **fields,
+    }
     assert out["labels"] == {"x": "y", "faas_function": "hello"}
 
 
@@ -136,7 +141,9 @@ def test_names_with_a_namespace(text, name):
     assert wire.split_name(text, "openfaas-fn") == name
 
 
-@pytest.mark.parametrize("text", ["2026-11-23T22:03:59Z", "2026-11-23T23:03:59+01:00", "2026-11-23T22:03:59.000000000Z"])
+@pytest.mark.parametrize(
+    "text", ["2026-11-23T22:03:59Z", "2026-11-23T23:03:59+01:00", "2026-11-23T22:03:59.000000000Z"]
+)
 def test_times_with_a_zone(text):
     """RFC 3339, with Go's nanoseconds too."""
     assert wire.rfc3339(wire.parse_rfc3339_s(text)) == "2026-11-23T22:03:59.000000Z"

@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -50,14 +51,21 @@ def serve(settings: Settings) -> None:
     from infless_watchdog.app import Watchdog
     from infless_watchdog.worker import ServiceApplication
 
-    binds = [f"fd://{fd}" for fd in settings.listen_fds] or [
-        f"0.0.0.0:{settings.port}",
-        f"0.0.0.0:{settings.metrics_port}",
-    ]
+    fds = settings.listen_fds or (_bound(settings.port), _bound(settings.metrics_port))
     grace_s = settings.healthcheck_interval_s + settings.write_timeout_s + 1
     ServiceApplication(
-        lambda: Watchdog(settings), bind=binds, graceful_timeout=math.ceil(grace_s), proc_name="infless-watchdog"
+        lambda: Watchdog(settings),
+        bind=[f"fd://{fd}" for fd in fds],
+        graceful_timeout=math.ceil(grace_s),
+        proc_name="infless-watchdog",
     ).run()
+
+
+def _bound(port: int) -> int:
+    try:
+        return socket.create_server(("0.0.0.0", port), backlog=4096).detach()  # noqa: S104 - a container's port
+    except OSError as error:
+        raise SystemExit(f"infless-watchdog: port {port} cannot be listened on: {error.strerror}") from None
 
 
 if __name__ == "__main__":

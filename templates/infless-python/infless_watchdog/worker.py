@@ -95,6 +95,8 @@ class LoopWorker(Worker):  # type: ignore[misc] # gunicorn has no types
         graceful = await ended
         await service.stop(graceful=graceful)
         beat.cancel()
+        if not graceful:
+            os._exit(0)  # the interpreter would wait for the batch that runs
         return 0
 
     async def _beat(self, end: Callable[[bool], None]) -> None:

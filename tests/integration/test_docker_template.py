@@ -1,0 +1,150 @@
+"""The template's image: built, run without rights, asked, stopped. Needs a Docker engine and a local Python image."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+TEMPLATE = Path(__file__).parents[2] / "templates/infless-python"
+BASE_IMAGE = "INFLESS_TEST_BASE_IMAGE"
+
+
+def docker(*words: str, timeout_s: float = 600.0) -> str:
+    """One docker command; its words and errors when it fails."""
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, f"docker {' '.join(words)}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout.strip()
+
+
+def missing() -> str | None:
+    """Why these tests cannot run here."""
+    if not os.environ.get(BASE_IMAGE):
+        return f"{BASE_IMAGE} names no local image with Python 3.11 or newer"
+    if shutil.which("docker") is None:
+        return "there is no docker command"
+    answers = subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0
+    return None if answers else "no Docker engine answers"
+
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build context as `faas-cli build` makes it: the template, and the function in it."""
+    if (why := missing()) is not None:
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("image") / "hello"
+    shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(context: Path) -> Iterator[str]:
+    """The image, removed at the end; its layers stay for the next run."""
+    name = f"infless-test-{uuid.uuid4().hex[:8]}"
+    build(context, name)
+    yield name
+    docker("image", "rm", "--force", name)
+
+
+@pytest.fixture
+def container(image: str) -> Iterator[str]:
+    """A running instance with nothing allowed that it does not need."""
+    name = docker(
+        "run", "--detach", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
+        "--publish", "127.0.0.1::8080", "--publish", "127.0.0.1::8081", "--health-interval", "1s",
+        "--env", "healthcheck_interval=0", image,
+    )  # fmt: skip
+    yield name
+    docker("rm", "--force", "--volumes", name)
+
+
+def build(context: Path, name: str) -> None:
+    """As `faas-cli build --build-arg BASE_IMAGE=...` does."""
+    docker("build", "--quiet", "--tag", name, "--build-arg", f"BASE_IMAGE={os.environ[BASE_IMAGE]}", str(context))
+
+
+def url(container: str, port: int = 8080) -> str:
+    """Where a published port is reached."""
+    return f"http://{docker('port', container, str(port)).splitlines()[0]}"
+
+
+def until_ready(container: str) -> None:
+    """Wait until it serves."""
+    ends_s = time.monotonic() + 30
+    while time.monotonic() < ends_s:
+        try:
+            if requests.get(f"{url(container)}/_/ready", timeout=2).status_code == 200:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.1)
+    raise AssertionError(f"not ready:\n{docker('logs', container)}")
+
+
+def test_it_serves_on_a_read_only_root_without_rights(container: str) -> None:
+    """The template's own handler, and its metrics."""
+    until_ready(container)
+    answer = requests.post(url(container), data="hi", headers={"content-type": "text/plain"}, timeout=5)
+    assert answer.text == "Hello! You said: hi"
+    assert "http_requests_total" in requests.get(f"{url(container, 8081)}/metrics", timeout=5).text
+
+
+def test_it_is_not_root(container: str) -> None:
+    """Neither by the image nor by the process."""
+    assert docker("exec", container, "id", "-u") == "1000"
+    assert docker("inspect", "--format", "{{.Config.User}}", container) == "1000"
+
+
+def test_the_health_check_works(container: str) -> None:
+    """Docker's own word for it."""
+    ends_s = time.monotonic() + 20
+    while (health := docker("inspect", "--format", "{{.State.Health.Status}}", container)) != "healthy":
+        assert time.monotonic() < ends_s, health
+        time.sleep(0.2)
+
+
+def test_docker_stop_drains(container: str) -> None:
+    """Exit code 0, long before Docker would kill."""
+    until_ready(container)
+    started_s = time.monotonic()
+    docker("stop", "--time", "10", container)
+    assert time.monotonic() - started_s < 8
+    assert docker("inspect", "--format", "{{.State.ExitCode}}", container) == "0"
+
+
+def test_a_handler_that_cannot_be_loaded_ends_the_container(image: str) -> None:
+    """With a code, and the sentence in `docker logs`."""
+    name = docker("create", "--env", "function_dir=nowhere", image)
+    try:
+        docker("start", name)
+        assert docker("wait", name, timeout_s=30) != "0"
+        logs = subprocess.run(["docker", "logs", name], capture_output=True, text=True, check=True).stderr
+        assert "has neither handler.py nor model.onnx" in logs
+    finally:
+        docker("rm", "--force", name)
+
+
+def test_a_changed_handler_is_rebuilt_in_seconds(context: Path, image: str) -> None:
+    """The packages' layers are kept: they do not depend on the function's code."""
+    handler = context / "function" / "handler.py"
+    handler.write_text(f"{handler.read_text()}\n# {uuid.uuid4()}\n")
+    started_s = time.monotonic()
+    build(context, image)
+    assert time.monotonic() - started_s < 15
+    assert "#" in docker("run", "--rm", image, "tail", "-1", "function/handler.py")
+
+
+def test_a_function_without_requirements_is_built(context: Path, image: str) -> None:
+    """The file may be missing."""
+    (context / "function" / "requirements.txt").unlink()
+    build(context, image)
+    assert "requirements.txt" not in docker("run", "--rm", image, "ls", "function")

@@ -1,0 +1,134 @@
+"""The profile database: measurements by digest and machine, and what they cover."""
+
+import pytest
+
+from infless_core.clock import ManualClock
+from infless_core.errors import BackendError, StateError
+from infless_core.model import Configuration
+from infless_profiler.measure import INFLATION, REQUEST_S, Measurement
+from infless_profiler.store import ProfileStore
+from infless_provider import profiling
+from infless_provider.profiling import Profiles
+
+ASKED = Configuration(batch=8, cpu_cores=2)
+
+
+def one(batch, cores=1, exec_s=0.01):
+    """A measurement with three samples."""
+    configuration = Configuration(batch=batch, cpu_cores=cores)
+    return Measurement(configuration=configuration, samples_s=(exec_s, exec_s, 5 * exec_s), memory_bytes=1)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store in a folder that does not exist yet."""
+    return ProfileStore(tmp_path / "state" / "profiles.sqlite", "machine")
+
+
+def test_measurements_come_back_in_order(store):
+    """Smallest configuration first."""
+    store.save("d", [one(8), one(1, 2), one(1)], ASKED, 0)
+    assert store.load("d") == [one(1), one(1, 2), one(8)]
+    assert store.coverage("d") == ASKED
+
+
+def test_nothing_known(store):
+    """Of a digest that was never measured."""
+    assert store.load("d") == []
+    assert store.coverage("d") is None
+
+
+def test_a_newer_measurement_replaces_an_older_one(store):
+    """Of the same configuration; the others stay."""
+    store.save("d", [one(1), one(8)], ASKED, 0)
+    store.save("d", [one(1, exec_s=0.5)], ASKED, 1)
+    assert store.load("d") == [one(1, exec_s=0.5), one(8)]
+
+
+def test_another_machine_knows_nothing(store, tmp_path):
+    """Times hold for one kind of machine."""
+    store.save("d", [one(1)], ASKED, 0)
+    assert ProfileStore(tmp_path / "state" / "profiles.sqlite", "other").load("d") == []
+
+
+@pytest.mark.parametrize("damage", ["not a database", None])
+def test_a_database_that_cannot_be_used(tmp_path, damage):
+    """A damaged file, or a folder in its place."""
+    file = tmp_path / "profiles.sqlite"
+    file.mkdir() if damage is None else file.write_text(damage * 100)
+    with pytest.raises(StateError, match=r"profiles.sqlite cannot be used"):
+        ProfileStore(file, "m").load("d")
+
+
+def test_a_point_is_the_median_inflated():
+    """Outliers do not count; the watchdog's own time for each request does."""
+    point = one(8).point
+    assert point.exec_s == pytest.approx(0.01 * INFLATION + 8 * REQUEST_S)
+    assert point.memory_bytes == 1
+
+
+class TestProfiles:
+    """Kept or measured."""
+
+    @pytest.fixture(autouse=True)
+    def _measured(self, monkeypatch, store):
+        self.asked = []
+        self.answer = [one(1), one(8), one(1, 2)]
+
+        def measure(bundle, environment, *, batches, cores, **_):
+            self.asked.append((tuple(batches), tuple(cores)))
+            return self.answer
+
+        monkeypatch.setattr(profiling, "measure_function", measure)
+        self.store = store
+
+    def points(self, batch_max=8, cpus=2):
+        """Configurations that are known afterwards."""
+        profiles = Profiles(self.store, ManualClock(), cpus)
+        found = profiles.points("d", None, {}, batch_max)
+        return [(point.configuration.batch, point.configuration.cpu_cores) for point in found]
+
+    def test_measured_once(self):
+        """The second deployment finds it."""
+        assert self.points() == [(1, 1), (8, 1), (1, 2)]
+        assert sorted(self.points()) == [(1, 1), (1, 2), (8, 1)]
+        assert self.asked == [((1, 2, 4, 8), (1, 2))]
+
+    def test_measured_again_for_larger_batches_or_more_cores(self):
+        """What is kept says nothing about them."""
+        self.points(batch_max=8, cpus=1)
+        self.points(batch_max=8, cpus=2)
+        self.points(batch_max=16, cpus=2)
+        assert [asked for asked in self.asked] == [
+            ((1, 2, 4, 8), (1,)),
+            ((1, 2, 4, 8), (1, 2)),
+            ((1, 2, 4, 8, 16), (1, 2)),
+        ]
+
+    def test_an_unbatched_function_is_not_measured_each_time(self):
+        """It has a time for one request only, whatever was asked."""
+        self.answer = [one(1)]
+        assert self.points(32) == self.points(32) == [(1, 1)]
+        assert len(self.asked) == 1
+
+    def test_a_function_without_example_is_not_tried_each_time(self):
+        """Nothing is an answer too."""
+        self.answer = []
+        assert self.points() == self.points() == []
+        assert len(self.asked) == 1
+
+    def test_only_what_fits_is_given(self):
+        """No larger batch than wished, no more cores than there are."""
+        self.points(batch_max=8, cpus=2)
+        assert self.points(batch_max=4, cpus=1) == [(1, 1)]
+
+    def test_a_failing_function_leaves_nothing_behind(self, monkeypatch):
+        """The next deployment, with a better handler, starts afresh."""
+
+        def fails(*_, **__):
+            raise BackendError("boom")
+
+        monkeypatch.setattr(profiling, "measure_function", fails)
+        with pytest.raises(BackendError, match="boom"):
+            self.points()
+        assert self.store.coverage("d") is None

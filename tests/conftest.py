@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime, which else reports to Microsoft
 FAST_TIERS = ("unit", "property", "golden")
 SLEEP_MAX_S = 0.05
 """A thread may give way for a moment; waiting for something belongs into asyncio or into another tier."""

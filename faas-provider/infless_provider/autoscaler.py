@@ -78,7 +78,8 @@ class Autoscaler:
             retry = 0 < function.retry_at_s <= now_s
             if retry:
                 function.retry_at_s = 0.0
-            if due is not None or retry or self._least.get(key) != least:
+            woke_up = function.planned_rps == 0 < function.rate_rps
+            if due is not None or retry or woke_up or self._least.get(key) != least:
                 self._least[key] = least
                 if due is not None:
                     LOG.info("%s at %.1f requests/s: %s", key, function.rate_rps, due.value)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from infless_core.lifecycle import Phase
 from infless_provider.functions import FunctionState
@@ -17,6 +25,7 @@ class Metrics:
     """One registry; gauges are filled when somebody asks."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a gauge beside each counter, which the gateway does not have
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         by_code = ("function_name", "code")

@@ -174,6 +174,13 @@ def test_a_failing_example_is_no_reason_not_to_serve(start: Start) -> None:
     assert "example() in handler.py raised KeyError" in watchdog.log
 
 
+def test_the_runtime_reports_to_nobody(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The telemetry of onnxruntime is off before a handler can import it."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    watchdog = start("import os\nV = os.environ['ORT_DISABLE_TELEMETRY']\ndef predict(b):\n    return [V] * len(b)\n")
+    assert requests.post(watchdog.url, json=1, timeout=5).text == "1"
+
+
 # ending --------------------------------------------------------------------------------------------------------------
 
 

@@ -143,6 +143,16 @@ def test_a_changed_handler_is_rebuilt_in_seconds(context: Path, image: str) -> N
     assert "#" in docker("run", "--rm", image, "tail", "-1", "function/handler.py")
 
 
+def test_files_that_only_their_owner_may_read_are_read(context: Path, image: str) -> None:
+    """As a careful umask leaves them, and faas-cli's own folders."""
+    weights = context / "function" / "weights" / "w"
+    weights.parent.mkdir(mode=0o700)
+    weights.touch(mode=0o600)
+    weights.write_text("1 2 3")
+    build(context, image)
+    assert docker("run", "--rm", image, "cat", "function/weights/w") == "1 2 3"
+
+
 def test_a_function_without_requirements_is_built(context: Path, image: str) -> None:
     """The file may be missing."""
     (context / "function" / "requirements.txt").unlink()

@@ -23,6 +23,8 @@ def main() -> None:
     )
     parser.add_argument("--budget-s", type=float, default=2.0, help="seconds for --curve (default 2)")
     options = parser.parse_args()
+    # From 1.29 on, onnxruntime tells Microsoft of each model it loads, unless this is set before it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         log_file = os.environ.get("log_file", "").strip()  # noqa: SIM112 - OpenFaaS's way to write them
         if log_file and options.curve is None:  # before anything can be wrong: its sentence belongs there

@@ -1,0 +1,190 @@
+"""A provider without processes, sockets and time: backend, upstream and profiles that only remember."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from infless_core.clock import ManualClock
+from infless_core.errors import BackendError
+from infless_core.model import Configuration, ProfilePoint
+from infless_provider import fleet
+from infless_provider.backends.base import Address, Usage
+from infless_provider.bundles import write_manifest
+from infless_provider.controller import Controller
+from infless_provider.settings import Settings
+from infless_provider.state import State
+from infless_provider.upstream import NotSent
+
+PROFILE = tuple(
+    ProfilePoint(configuration=Configuration(batch=b, cpu_cores=c), exec_s=t)
+    for b, c, t in ((1, 1, 0.01), (8, 1, 0.04), (8, 2, 0.025))
+)
+
+
+class FakeBackend:
+    """Instances are names in a set."""
+
+    name = "fake"
+
+    def __init__(self):
+        self.running, self.ready, self.told, self.launches = {}, set(), [], []
+        self.asked_to_end, self.forgotten, self.failure, self.words = [], [], None, ""
+        self.swept = None
+
+    def start(self, launch):
+        """A name more, unless told to fail."""
+        if self.failure:
+            raise BackendError(self.failure)
+        self.launches.append(launch)
+        port = 1000 + 2 * len(self.launches)
+        self.running[launch.id] = port
+        return Address(host=launch.id, port=port, metrics_port=port + 1, handle={"pid": port})
+
+    def adopt(self, id_, address):
+        """What still runs."""
+        return id_ in self.running
+
+    def alive(self, id_):
+        """Still in the set."""
+        return id_ in self.running
+
+    def last_words(self, id_, function):
+        """The same for all."""
+        return self.words
+
+    def terminate(self, id_):
+        """Remembered; the test decides when it ends."""
+        self.asked_to_end.append(id_)
+
+    def kill(self, id_):
+        """Ends at once."""
+        self.running.pop(id_, None)
+
+    def forget(self, id_):
+        """Ends what is left."""
+        self.running.pop(id_, None)
+        self.forgotten.append(id_)
+
+    def sweep(self, known):
+        """Remembered."""
+        self.swept = set(known)
+
+    def usage(self, id_):
+        """Something."""
+        return Usage(cpu_millicores=5.0, memory_bytes=7)
+
+
+class FakeProfiles:
+    """Knows one table, or fails."""
+
+    def __init__(self):
+        self.table, self.failure, self.kept_failure = PROFILE, None, None
+
+    def points(self, *_):
+        """As after a measurement."""
+        if self.failure:
+            raise self.failure
+        return self.table
+
+    def kept(self, *_):
+        """As from the database."""
+        if self.kept_failure:
+            raise self.kept_failure
+        return self.table
+
+    def cancel(self):
+        """Nothing is under way."""
+
+
+class World:
+    """Everything that a controller needs."""
+
+    def __init__(self, folder):
+        self.folder, self.clock, self.backend, self.profiles = folder, ManualClock(1000.0), FakeBackend(), FakeProfiles()
+        self.settings = Settings(state_dir=folder / "state", bundles_dir=folder / "build")
+        self.refusals, self.dirty = [], 0
+        self.state = State(self.settings.database)
+        self.controller = self.new_controller()
+
+    def new_controller(self):
+        """A provider that starts on the same state."""
+        controller = Controller(self.settings, self.state, self.backend, self.profiles, self.clock)
+        controller.on_dirty = self._count
+        self.fleet = controller.fleet
+        return controller
+
+    def _count(self):
+        self.dirty += 1
+
+    def bundle(self, name="f", code="1"):
+        """Build a function."""
+        folder = self.folder / "build" / name
+        for part in ("function", "infless_watchdog"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "function" / "handler.py").write_text(code)
+        write_manifest(folder, name)
+        return {"service": name, "image": name}
+
+    async def deploy(self, name="f", **fields):
+        """Build and deploy; gives the function."""
+        await self.controller.deploy({**self.bundle(name), **fields})
+        return self.controller.find(name)
+
+    async def look(self, times=1):
+        """The fleet looks, and what it asks is answered."""
+        for _ in range(times):
+            self.fleet._look()
+            await self.settle()
+
+    async def settle(self):
+        """Let every task that can go on do so."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def running(self, function, configuration=None, ready=True):
+        """A started instance, ready on wish."""
+        instance = self.fleet.start(function, configuration or function.spare(), "test")
+        if ready:
+            self.backend.ready.add(instance.id)
+            await self.look()
+        return instance
+
+    async def ended(self, instance):
+        """It has ended, and the fleet knows."""
+        self.backend.running.pop(instance.id, None)
+        await self.look()
+
+    def upstream(self, host, port, **_):
+        """An instance's two ports."""
+
+        async def request(method, target, headers, body, *, timeout_s):
+            if host not in self.backend.running:
+                raise NotSent(f"{host} cannot be reached")
+            status = 200 if host in self.backend.ready else 503
+            if target == "/_/config":
+                status = self.refusals.pop() if self.refusals else status
+                if status == 200:
+                    self.backend.told.append((host, json.loads(body)))
+            return SimpleNamespace(status=status, read=read)
+
+        async def read():
+            return b"said"
+
+        async def close():
+            pass
+
+        return SimpleNamespace(request=request, close=close)
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A world of its own for each test."""
+    made = World(tmp_path)
+    monkeypatch.setattr(fleet, "Upstream", made.upstream)
+    yield made
+    made.controller.close()
+    made.state.close()

@@ -1,0 +1,5 @@
+"""Fixtures of the unit tests."""
+
+from fakes import world
+
+__all__ = ["world"]

@@ -1,0 +1,187 @@
+"""The loop: rates in, plans out, actions done; with the real planner, and a fleet that only remembers."""
+
+import asyncio
+
+import pytest
+from infless_core.errors import StateError
+from infless_core.model import Configuration, Server
+from infless_provider import autoscaler
+from infless_provider.autoscaler import Autoscaler
+from infless_provider.reconcile import HandOver, Resize
+from infless_provider.state import State
+from infless_scheduler.autoscale import RateEstimate
+
+ONE = Configuration(batch=8, cpu_cores=1)
+
+
+@pytest.fixture
+def scaler(world):
+    """On a server with two cores."""
+    server = Server(id="local", cpu_cores=2, memory_bytes=2**30)
+    made = Autoscaler(world.controller, server, world.clock, "greedy")
+    yield made
+    made._solving.shutdown()
+
+
+def run(scenario):
+    """A coroutine as a test."""
+    asyncio.run(scenario)
+
+
+def arriving(function, rate_rps):
+    """As if that many had come for a while."""
+    function.estimate = RateEstimate((rate_rps,) * 5, rate_rps)
+
+
+def test_the_least_is_started(world, scaler):
+    """A new function without traffic: one spare."""
+
+    async def scenario():
+        f = await world.deploy()
+        await scaler._replan()
+        assert [(i.configuration, i.reason) for i in f.current()] == [(ONE, "keeps the least of 1")]
+        await scaler._replan()
+        assert len(f.current()) == 1
+
+    run(scenario())
+
+
+def test_traffic_is_planned_for(world, scaler):
+    """As many instances as the rate needs, within the server."""
+
+    async def scenario():
+        f = await world.deploy()
+        arriving(f, 200)
+        await scaler._replan()
+        assert sum(i.configuration.cpu_cores for i in f.current()) == 2
+        assert f.planned_rps == f.rate_rps
+        assert scaler.last_plan.solver == "greedy"
+
+    run(scenario())
+
+
+def test_an_idle_function_is_not_planned_again_and_again(world, scaler):
+    """Its planned rate is forgotten with its traffic."""
+
+    async def scenario():
+        f = await world.deploy()
+        arriving(f, 200)
+        await scaler._replan()
+        f.estimate = RateEstimate()
+        await scaler._replan()
+        assert f.planned_rps == 0.0
+
+    run(scenario())
+
+
+def test_ticks_measure_and_ask_for_a_plan(world, scaler):
+    """Arrivals become a rate; a rate that nothing can take asks for a plan after a moment."""
+
+    async def scenario():
+        f = await world.deploy()
+        for _ in range(8):
+            f.arrived = 100
+            scaler._tick()
+            world.clock.advance(1)
+        assert f.estimate.rate_rps == 100
+        assert f.arrived == 0
+        assert scaler._dirty.is_set()
+
+    run(scenario())
+
+
+def test_a_failed_start_is_tried_again_when_its_time_has_come(world, scaler):
+    """Not before."""
+
+    async def scenario():
+        f = await world.deploy()
+        world.backend.failure = "no"
+        await scaler._replan()
+        world.backend.failure = None
+        await scaler._replan()
+        assert f.current() == []
+        world.clock.advance(3)
+        scaler._dirty.clear()
+        scaler._tick()
+        assert scaler._dirty.is_set()
+        await scaler._replan()
+        assert len(f.current()) == 1
+
+    run(scenario())
+
+
+def test_a_plan_for_an_older_version_is_dropped(world, scaler, monkeypatch):
+    """The function was updated while the solver worked; another plan follows."""
+
+    async def scenario():
+        f = await world.deploy()
+        real = autoscaler.plan
+
+        def slow(problem, **how):
+            f.stored = world.controller.functions[f.key].stored.__class__(
+                spec=f.stored.spec, bundle="/b", digest="newer", created_at_s=0
+            )  # fmt: skip
+            return real(problem, **how)
+
+        monkeypatch.setattr(autoscaler, "plan", slow)
+        scaler._dirty.clear()
+        await scaler._replan()
+        assert (f.current(), scaler.last_plan, scaler._dirty.is_set()) == ([], None, True)
+
+    run(scenario())
+
+
+def test_scale_to_zero(world, scaler):
+    """After its time without a request; the older version's instances go, too."""
+
+    async def scenario():
+        labels = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.zero-duration": "1m"}
+        f = await world.deploy(labels=labels)
+        await world.running(f)
+        f.stored = f.stored.__class__(spec=f.stored.spec, bundle="/b", digest="newer", created_at_s=0)
+        await world.running(f, ready=False)
+        world.clock.advance(61)
+        scaler._tick()
+        await scaler._replan()
+        assert f.undrained() == []
+
+    run(scenario())
+
+
+def test_an_action_that_fails_leaves_the_others(world, scaler, monkeypatch, caplog):
+    """The next plan starts from what is."""
+
+    async def scenario():
+        one = await world.running(await world.deploy(), Configuration(batch=1, cpu_cores=1))
+        monkeypatch.setattr(State, "put_instance", lambda *_: (_ for _ in ()).throw(StateError("full")))
+        scaler._act(Resize(id=one.id, configuration=ONE), 0)
+        scaler._act(HandOver(id="gone", to="nobody"), 0)
+        assert caplog.text.count("was not possible") == 2
+        assert one.configuration.batch == 1
+
+    run(scenario())
+
+
+def test_the_loop_survives_a_failing_planner(world, scaler, monkeypatch, caplog):
+    """What runs goes on running, and the next plan is made."""
+
+    async def scenario():
+        f = await world.deploy()
+        results = [ZeroDivisionError(), None]
+
+        async def replan():
+            failure = results.pop(0)
+            if failure:
+                raise failure
+
+        monkeypatch.setattr(scaler, "_replan", replan)
+        task = asyncio.ensure_future(scaler.run())
+        await world.settle()
+        world.controller.on_dirty()
+        await world.settle()
+        task.cancel()
+        assert results == []
+        assert "planning failed" in caplog.text
+        assert f.key in world.controller.functions
+
+    run(scenario())

@@ -1,0 +1,218 @@
+"""The `infless` command: exit codes, streams, and help that does not change unnoticed."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from infless_core.errors import NotFound
+from infless_provider import cli, client, profile_cli, up
+from infless_provider.client import Client, Refused, find_password
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "help"
+COMMANDS = ("", "build", "deploy", "down", "plan", "profile", "replay", "status", "up")
+STACK = """version: 1.0
+provider: {name: openfaas}
+functions:
+  good: {lang: infless-python, handler: ./good, image: "good:1"}
+  bad: {lang: infless-python, handler: ./bad, image: "bad:1"}
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the command in a folder with a stack file and a state of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INFLESS_STATE", str(tmp_path / "state"))
+    for name in ("INFLESS_PASSWORD", "OPENFAAS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "stack.yml").write_text(STACK)
+    return lambda *arguments: CliRunner().invoke(cli.main, arguments, prog_name="infless", terminal_width=100)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_golden(run, command):
+    """INFLESS_UPDATE_GOLDEN=1 writes it anew."""
+    result = run(*command.split(), "--help")
+    file = GOLDEN / f"{command or 'infless'}.txt"
+    if os.environ.get("INFLESS_UPDATE_GOLDEN"):
+        file.write_text(result.stdout)
+    assert result.exit_code == 0
+    assert result.stdout == file.read_text()
+
+
+def test_version(run):
+    """Name and number."""
+    assert run("--version").stdout.startswith("infless, version ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nope",),
+        ("up", "--port", "0"),
+        ("up", "--port", "http"),
+        ("up", "--cpu-cores", "-1"),
+        ("up", "--latency-target", "fast"),
+        ("up", "--latency-target", "0"),
+        ("up", "--solver", "magic"),
+        ("build", "-f", "none.yml"),
+        ("build", "nope"),
+        ("deploy", "-f", "none.yml"),
+        ("profile", "--batches", "1,x"),
+        ("profile", "--batches", "0"),
+        ("plan",),
+        ("replay",),
+    ],
+)
+def test_wrong_usage_exits_with_2(run, arguments):
+    """And says so on the error stream."""
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr
+
+
+def test_up_is_given_its_settings(run, monkeypatch, tmp_path):
+    """From options, and from the environment."""
+    given = []
+    monkeypatch.setattr(up, "run", given.append)
+    monkeypatch.setenv("INFLESS_UP_PORT", "9001")
+    assert run("up", "--no-auth", "--latency-target", "200ms", "--bundles", "b").exit_code == 0
+    assert (given[0].port, given[0].auth, given[0].default_target_s) == (9001, False, 0.2)
+    assert (given[0].bundles_dir, given[0].state_dir) == (tmp_path / "b", tmp_path / "state")
+
+
+def test_down_where_nothing_runs(run):
+    """Done, and JSON on wish."""
+    result = run("down", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"ended": 0})
+
+
+def test_build_prints_folders(run, tmp_path):
+    """One a line on stdout, progress on stderr."""
+    (tmp_path / "good").mkdir()
+    result = run("build", "good")
+    assert (result.exit_code, result.stdout) == (0, "build/good\n")
+    assert result.stderr == "building good\n"
+    assert json.loads(run("build", "good", "--json").stdout) == {"good": "build/good"}
+
+
+def test_build_without_a_handler(run):
+    """A wrong stack file is wrong usage."""
+    result = run("build")
+    assert result.exit_code == 2
+    assert "functions.good.handler:" in result.stderr
+
+
+def test_a_full_disk_is_one_line(run, monkeypatch):
+    """Not a traceback."""
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    result = run("build")
+    assert (result.exit_code, result.stderr) == (1, "infless: [Errno 28] No space left on device\n")
+
+
+class FakeProvider:
+    """Takes `good`, refuses `bad`."""
+
+    def deploy(self, deployment):
+        """As the client does."""
+        if deployment["service"] == "bad":
+            raise Refused("no bundle")
+        return "deployed"
+
+    def overview(self):
+        """One instance with a window, one without."""
+        one = {"id": "f-1", "phase": "ready", "batch": 4, "cpu_cores": 2, "gpu_percent": 0, "why": "planned"}
+        return {"instances": [{**one, "rate_low_rps": 1.0, "rate_up_rps": 9.6}, {**one, "rate_low_rps": None, "rate_up_rps": None}]}
+
+
+def test_deploy_goes_on_after_a_refusal(run, monkeypatch):
+    """One refused function must not keep the others away; the exit code tells."""
+    monkeypatch.setattr(cli, "Client", lambda *_: FakeProvider())
+    result = run("deploy")
+    assert (result.exit_code, result.stdout) == (1, "good deployed\n")
+    assert "bad refused: no bundle" in result.stderr
+    assert run("deploy", "good").exit_code == 0
+    assert json.loads(run("deploy", "--json").stdout) == {"good": "deployed", "bad": "refused: no bundle"}
+
+
+def test_deploy_where_nobody_answers(run):
+    """It says what to start."""
+    result = run("deploy", "-g", "http://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "no provider answers at http://127.0.0.1:1; start one with `infless up`" in result.stderr
+
+
+def test_status(run, monkeypatch):
+    """A line for each instance, or everything as JSON."""
+    monkeypatch.setattr(cli, "Client", lambda *_: FakeProvider())
+    lines = run("status").stdout.splitlines()
+    assert lines[0].split() == ["f-1", "ready", "b=4", "c=2", "g=0%", "1-10/s", "planned"]
+    assert lines[1].split()[5] == "-"
+    assert len(json.loads(run("status", "--json").stdout)["instances"]) == 2
+
+
+def test_status_where_nobody_answers(run):
+    """One line, exit code 1."""
+    result = run("status", "-g", "http://127.0.0.1:1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("infless: no provider answers")
+
+
+def test_profile_prints_a_table(run, monkeypatch):
+    """Or says that there is nothing to time; JSON on wish."""
+    point = {"batch": 4, "cpu_cores": 1, "exec_s": 0.02}
+    monkeypatch.setattr(profile_cli, "profile_functions", lambda *_: {"a": [point], "b": []})
+    lines = run("profile").stdout.splitlines()
+    assert lines[1].split() == ["batch", "4", "cores", "1", "20ms", "200", "requests/s"]
+    assert lines[2].startswith("b: it has no example()")
+    assert json.loads(run("profile", "--json").stdout) == {"a": [point], "b": []}
+
+
+class TestClient:
+    """What the client makes of answers."""
+
+    @pytest.fixture
+    def answer(self, monkeypatch):
+        """Set the answer of every call; gives the client."""
+
+        def answer(status, text=""):
+            reply = client.requests.Response()
+            reply.status_code, reply._content, reply.url = status, text.encode(), "http://x/y"
+            monkeypatch.setattr(client.requests.Session, "request", lambda *_, **__: reply)
+            return Client("http://x/", "secret")
+
+        return answer
+
+    def test_update_or_deploy(self, answer):
+        """A PUT that is taken is an update."""
+        assert answer(202).deploy({}) == "updated"
+
+    @pytest.mark.parametrize(("status", "error"), [(404, NotFound), (401, Refused), (400, Refused), (500, Refused)])
+    def test_refusals_carry_the_providers_words(self, answer, status, error):
+        """But 401, which is about this side."""
+        with pytest.raises(error, match="wants a password" if status == 401 else "say why"):
+            answer(status, "say why\n").describe("f")
+
+    @pytest.mark.parametrize("text", ["<html>", "[]", ""])
+    def test_somebody_else_answers(self, answer, text):
+        """No traceback about JSON."""
+        with pytest.raises(Refused, match="http://x/y does not answer as INFless does"):
+            answer(200, text).overview()
+
+    def test_a_proxy_is_for_the_world_outside(self):
+        """Never for this machine."""
+        assert not Client("http://127.0.0.1:8080", None)._session.trust_env
+        assert Client("http://gateway:8080", None)._session.trust_env
+
+    def test_the_password_is_found(self, tmp_path, monkeypatch):
+        """From the environment, else from the provider's own file."""
+        monkeypatch.delenv("INFLESS_PASSWORD", raising=False)
+        assert find_password(tmp_path) is None
+        (tmp_path / "basic-auth-password").write_text("file\n")
+        assert find_password(tmp_path) == "file"
+        monkeypatch.setenv("INFLESS_PASSWORD", "env")
+        assert find_password(tmp_path) == "env"

@@ -1,0 +1,86 @@
+"""The names that dashboards read: OpenFaaS's where they exist, ours with a unit."""
+
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from infless_core.labels import Wishes
+from infless_core.lifecycle import Phase
+from infless_provider.metrics import Metrics
+from infless_scheduler.autoscale import RateEstimate
+
+CONTRACT = {
+    "gateway_function_invocation": ("counter", {"function_name", "code"}),
+    "gateway_function_invocation_started": ("counter", {"function_name"}),
+    "gateway_functions_seconds": ("histogram", {"function_name", "code"}),
+    "gateway_service_count": ("gauge", {"function_name"}),
+    "infless_instances": ("gauge", {"function_name", "phase"}),
+    "infless_arrival_rate_rps": ("gauge", {"function_name"}),
+    "infless_latency_target_seconds": ("gauge", {"function_name"}),
+    "infless_within_target": ("counter", {"function_name"}),
+}
+
+
+def function():
+    """A function with one ready instance that wants two."""
+    ready = SimpleNamespace(phase=Phase.READY)
+    return SimpleNamespace(
+        wanted=lambda now_s: 2, estimate=RateEstimate((4,), 4.0), wishes=Wishes(latency_target_s=0.2), instances={"a": ready}
+    )  # fmt: skip
+
+
+@pytest.fixture
+def families():
+    """What Prometheus would read after three answers."""
+    metrics = Metrics()
+    for status, duration_s in ((200, 0.1), (200, 0.3), (503, 0.1)):
+        metrics.started("f.openfaas-fn")
+        metrics.answered("f.openfaas-fn", status, duration_s, 0.2)
+    text = metrics.text({"f.openfaas-fn": function()}, 0.0).decode()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+@pytest.mark.parametrize(("name", "contract"), CONTRACT.items())
+def test_the_contract(families, name, contract):
+    """Name, type and labels."""
+    family = families[name]
+    labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+    assert (family.type, labels) == contract
+
+
+def test_nothing_else_is_published(families):
+    """But the process's own figures."""
+    assert {name for name in families if not name.startswith(("process_", "python_"))} == set(CONTRACT)
+
+
+def value(families, name, **labels):
+    """One sample."""
+    (found,) = [s.value for f in families.values() for s in f.samples if s.name == name and s.labels == labels]
+    return found
+
+
+def test_the_figures(families):
+    """Counted by code; within the target only what was answered in time and not refused."""
+    name = {"function_name": "f.openfaas-fn"}
+    assert value(families, "gateway_function_invocation_total", code="200", **name) == 2
+    assert value(families, "gateway_function_invocation_total", code="503", **name) == 1
+    assert value(families, "gateway_function_invocation_started_total", **name) == 3
+    assert value(families, "gateway_functions_seconds_count", code="200", **name) == 2
+    assert value(families, "infless_within_target_total", **name) == 1
+    assert value(families, "gateway_service_count", **name) == 2
+    assert value(families, "infless_instances", phase="ready", **name) == 1
+    assert value(families, "infless_arrival_rate_rps", **name) == 4
+
+
+def test_buckets_are_the_gateways(families):
+    """5 ms to 10 s, so that its dashboards' quantiles mean the same."""
+    bounds = [s.labels["le"] for s in families["gateway_functions_seconds"].samples if s.labels.get("code") == "200" and "le" in s.labels]
+    assert (bounds[0], bounds[-2], bounds[-1], len(bounds)) == ("0.005", "10.0", "+Inf", 15)
+
+
+def test_a_removed_function_leaves_the_gauges():
+    """Counters stay, as Prometheus wants it."""
+    metrics = Metrics()
+    metrics.text({"f.n": function()}, 0.0)
+    assert b'gateway_service_count{function_name="f.n"}' not in metrics.text({}, 0.0)

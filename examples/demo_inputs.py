@@ -7,11 +7,14 @@ with onnxruntime directly, one input at a time, and share no code with the handl
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.29 and newer reports home otherwise
 
 _HERE = Path(__file__).resolve().parent
 RATE_HZ = 16_000

@@ -10,8 +10,8 @@ from fractions import Fraction
 
 from infless_core.errors import InvalidInput
 
-_NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
-"""Fifteen digits: exact in a float, and nothing that somebody measured needs more."""
+_NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,18})?"
+"""More digits than anybody has measured; without a limit a label could overflow a float."""
 _BARE = re.compile(_NUMBER)
 _DURATION_PART = re.compile(rf"({_NUMBER})(ns|us|µs|ms|s|m|h)")
 _SECONDS = {

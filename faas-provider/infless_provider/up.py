@@ -92,9 +92,9 @@ def _bind(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=4096)
     except OSError as error:
-        raise Conflict(
-            f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}; choose another --port"
-        ) from None
+        # Python's own text ends in the address again.
+        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise Conflict(f"{settings.host}:{settings.port} cannot be listened on: {why}; choose another --port") from None
 
 
 def _tell(settings: Settings) -> None:

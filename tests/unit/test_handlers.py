@@ -193,6 +193,15 @@ def test_a_body_that_is_not_what_it_says_is_a_400(load: Load, content_type: str,
     assert caught.value.status == 400
 
 
+def test_a_compressed_body_is_a_415(load: Load) -> None:
+    """Not broken JSON; `identity` is no compression."""
+    model = load(PREDICT)
+    assert model.decode(call(b"1", headers=((b"content-encoding", b"identity"),))) == 1
+    with pytest.raises(ItemError, match="Content-Encoding gzip is not supported") as caught:
+        model.decode(call(b"\x1f\x8b", headers=((b"content-encoding", b"gzip"),)))
+    assert caught.value.status == 415
+
+
 def test_an_event_is_openfaass(load: Load) -> None:
     """Headers in any case, the query as a dict, the path without its escapes, the body as bytes."""
     model = load("def handle(event, context): ...\n")

@@ -93,6 +93,7 @@ class ProcessBackend:
         return {
             **child_environment(launch.bundle, launch.environment),
             "TMPDIR": str(scratch),
+            "PYTHONUNBUFFERED": "1",  # what a handler prints is in the log at once, not after eight kilobytes
             "OPENFAAS_NAME": launch.function.partition(".")[0],
             "OPENFAAS_NAMESPACE": launch.function.partition(".")[2],
             "function_name": launch.function.partition(".")[0],

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from resource import getpagesize
 
 from infless_watchdog.handlers import LoadError, Model, load_model
 from infless_watchdog.isolation import ItemError, run_isolated
@@ -59,7 +60,7 @@ def _time(model: Model, items: list[object], budget_s: float) -> list[float]:
 
 def _resident_bytes() -> int:
     with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - no Path for a kernel file
-        return int(statm.read().split()[1]) * 4096
+        return int(statm.read().split()[1]) * getpagesize()
 
 
 def _print(record: dict[str, object]) -> None:

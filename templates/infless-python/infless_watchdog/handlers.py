@@ -178,6 +178,7 @@ class PredictModel(_HandlerModule):
 
     def decode(self, call: Call) -> Any:
         """Parsed JSON, str for text, bytes otherwise."""
+        refuse_compressed(call)
         if call.content_type == "application/json":
             return parse_json(call.body)
         if call.content_type.startswith("text/"):
@@ -257,6 +258,17 @@ class HandleModel(_HandlerModule):
             body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
         )
         return Event(body=octets, headers=Headers([]), method="POST", query={}, path="/")
+
+
+def refuse_compressed(call: Call) -> None:
+    """Say so instead of calling compressed bytes broken JSON.
+
+    Raises:
+        ItemError: 415 with the coding.
+    """
+    coding = next((value for name, value in call.headers if name == b"content-encoding"), b"identity")
+    if coding.lower() != b"identity":
+        raise ItemError(415, f"Content-Encoding {coding.decode('latin-1')} is not supported; send the body as it is")
 
 
 def parse_json(body: bytes) -> Any:

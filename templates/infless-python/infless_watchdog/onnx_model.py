@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from infless_watchdog import oip
-from infless_watchdog.handlers import OCTETS, Call, LoadError, Reply, encode_plain, parse_json
+from infless_watchdog.handlers import OCTETS, Call, LoadError, Reply, encode_plain, parse_json, refuse_compressed
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.settings import Settings
 
@@ -80,6 +80,7 @@ class OnnxModel:
 
     def decode(self, call: Call) -> Item:
         """Tensors from an inference request, a JSON array, or raw bytes."""
+        refuse_compressed(call)
         header_length = next((value for name, value in call.headers if name == oip.HEADER_LENGTH), None)
         if header_length is not None or call.path.startswith("/v2/"):
             tensors, wanted = oip.parse_infer(call.body, header_length)

@@ -1,0 +1,30 @@
+"""What the fast tiers may not do is really impossible."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+
+def test_nobody_outside_is_reached() -> None:
+    """Neither by a plain socket nor through asyncio."""
+    with socket.socket() as sock, pytest.raises(RuntimeError, match="connects to nobody outside"):
+        sock.connect(("192.0.2.1", 80))
+    with pytest.raises(RuntimeError, match="connects to nobody outside"):
+        asyncio.run(asyncio.open_connection("192.0.2.1", 80))
+
+
+def test_loopback_is_reached() -> None:
+    """Servers of a test's own are no outside."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        assert client.getpeername() == server.getsockname()
+
+
+def test_nobody_sleeps() -> None:
+    """Giving way for a moment is all."""
+    time.sleep(0.001)
+    with pytest.raises(RuntimeError, match="does not sleep"):
+        time.sleep(1)

@@ -23,6 +23,8 @@ from gunicorn.app.base import BaseApplication
 
 from infless_watchdog import oip
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.29 and newer reports home otherwise
+
 OCTETS = "application/octet-stream"
 Answer = Callable[[flask.Request], flask.Response]
 

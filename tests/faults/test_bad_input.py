@@ -169,14 +169,15 @@ def raw(provider, head):
         return sock.recv(65536).decode()
 
 
+@pytest.fixture(scope="module")
+def picky(provider):
+    """A function that likes some items."""
+    provider.deploy("picky", PICKY)
+    return provider
+
+
 class TestRequests:
     """One bad request, answered by itself."""
-
-    @pytest.fixture(scope="class")
-    def picky(self, provider):
-        """A function that likes some items."""
-        provider.deploy("picky", PICKY)
-        return provider
 
     def together(self, provider, *bodies):
         """Requests that share a batch, because one runs while they come."""

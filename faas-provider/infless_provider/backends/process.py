@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,10 @@ from infless_provider.backends.base import Address, Launch, Usage
 LOGS_KEPT = 20
 """Log files of ended instances that are kept for a function: a day of scaling, and no disk full of small files."""
 _LAST_WORDS_BYTES = 16 * 1024
+_LAST_WORDS = re.compile(r"ERROR|infless-watchdog:|was sent SIG")
+_AFTERWORDS = re.compile(r"Shutting down: Master|Reason: |exited with code 3\.")
+"""What gunicorn adds to a reason that was told before (3: the worker itself gave up, having said why)."""
+_STAMP = re.compile(r"^\[[^]]*\] \[\d+\] \[[A-Z]+\] ")
 
 
 def pick_cores(cpus: Sequence[int], taken: Counter[int], count: int) -> tuple[int, ...]:
@@ -144,8 +149,8 @@ class ProcessBackend:
                 lines = file.read().decode(errors="replace").splitlines()[-50:]
         except OSError:
             return ""
-        told = [line.partition(" ")[2] for line in lines]
-        return next((line for line in reversed(told) if "ERROR" in line or "infless-watchdog:" in line), "")
+        told = [line.partition(" ")[2] for line in lines if not _AFTERWORDS.search(line)]
+        return next((_STAMP.sub("", line) for line in reversed(told) if _LAST_WORDS.search(line)), "")
 
     def terminate(self, id_: str) -> None:
         """SIGTERM to the supervisor, which lets its worker drain."""

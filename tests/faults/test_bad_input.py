@@ -108,7 +108,10 @@ class TestDeployments:
             ("def predict(batch): return batch\ndef load(): 1 / 0", "load() in"),
             ("x = 1", "defines neither predict(batch) nor handle(event, context)"),
             ("def predict(batch): raise KeyError('k')\ndef example(): return 1", "fails on its own example()"),
-            ("def predict(batch): return []\ndef example(): return 1", "the handler returned 0 answers for a batch of 1"),
+            (
+                "def predict(batch): return []\ndef example(): return 1",
+                "the handler returned 0 answers for a batch of 1",
+            ),
             ("import sys; sys.exit(3)", "cannot be imported: SystemExit"),
         ],
     )

@@ -19,6 +19,8 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProcess]
     """A provider of this test alone, not started; nothing of it is left afterwards."""
     made = ProviderProcess(tmp_path_factory.mktemp("fresh"))
     yield made
-    left = [process.cmdline() for process in processes_of(made.root) if not made.process or made.process.poll() is not None]
+    left = [
+        process.cmdline() for process in processes_of(made.root) if not made.process or made.process.poll() is not None
+    ]
     made.destroy()
     assert processes_of(made.root) == [], left

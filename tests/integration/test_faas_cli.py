@@ -21,11 +21,23 @@ def cli(provider, tmp_path_factory):
     """Run faas-cli in a folder, home and configuration of its own; its address is the provider's."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "template").symlink_to(ROOT / "templates")
-    env = {**environment(), "HOME": str(folder), "OPENFAAS_CONFIG": str(folder / "config"), "OPENFAAS_URL": provider.url}
+    env = {
+        **environment(),
+        "HOME": str(folder),
+        "OPENFAAS_CONFIG": str(folder / "config"),
+        "OPENFAAS_URL": provider.url,
+    }
 
     def cli(*arguments, text=None, ok=True, cwd=folder, timeout=60):
         done = subprocess.run(
-            [CLI, *arguments], cwd=cwd, env=env, input=text, capture_output=True, text=True, timeout=timeout, check=False
+            [CLI, *arguments],
+            cwd=cwd,
+            env=env,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         assert (done.returncode == 0) == ok, done.stdout + done.stderr
         return done.stdout + done.stderr

@@ -377,7 +377,9 @@ class TestStart:
             state.write_text("")
         else:
             state.mkdir()
-            (state / {"database": "state.sqlite", "password": "basic-auth-password"}[damage]).write_text("no\n" if damage == "database" else "")
+            (state / {"database": "state.sqlite", "password": "basic-auth-password"}[damage]).write_text(
+                "no\n" if damage == "database" else ""
+            )
         done = infless("up", "--port", "18999", "--state-dir", str(state))
         assert done.returncode == 1
         assert done.stderr.startswith("infless: the ")

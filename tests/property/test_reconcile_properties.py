@@ -22,16 +22,20 @@ def situations(draw):
         for name in draw(st.sampled_from(["f", "fg"]))
     }
     fleet = {
-        f"i{n}": Actual(id=f"i{n}", function=draw(functions), configuration=draw(configurations), ready=draw(st.booleans()))
+        f"i{n}": Actual(
+            id=f"i{n}", function=draw(functions), configuration=draw(configurations), ready=draw(st.booleans())
+        )
         for n in range(draw(st.integers(0, 5)))
     }
     ids = [*fleet, "vanished"]
     keeps = draw(st.lists(st.sampled_from(ids), unique=True, max_size=3)) if ids else []
     planned = [
-        _planned(id_, fleet[id_].function if id_ in fleet else "f", draw(configurations), PlanAction.KEEP, n) for n, id_ in enumerate(keeps)
+        _planned(id_, fleet[id_].function if id_ in fleet else "f", draw(configurations), PlanAction.KEEP, n)
+        for n, id_ in enumerate(keeps)
     ]
     planned += [
-        _planned(f"f-{n}", draw(functions), draw(configurations), PlanAction.START, 10 + n) for n in range(draw(st.integers(0, 3)))
+        _planned(f"f-{n}", draw(functions), draw(configurations), PlanAction.START, 10 + n)
+        for n in range(draw(st.integers(0, 3)))
     ]
     return _plan(planned), bounds, fleet
 

@@ -13,7 +13,10 @@ NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True)
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"))
 MAPS = st.dictionaries(st.text(), TEXT, max_size=3)
 DEPLOYMENTS = st.fixed_dictionaries(
-    {"service": NAMES, "image": st.from_regex(r"[a-z][a-z0-9/:.-]{0,10}[a-z0-9]", fullmatch=True).filter(lambda i: ".." not in i)},
+    {
+        "service": NAMES,
+        "image": st.from_regex(r"[a-z][a-z0-9/:.-]{0,10}[a-z0-9]", fullmatch=True).filter(lambda i: ".." not in i),
+    },
     optional={
         "namespace": st.sampled_from(["", "openfaas-fn"]),
         "envProcess": TEXT,

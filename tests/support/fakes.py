@@ -104,7 +104,12 @@ class World:
     """Everything that a controller needs."""
 
     def __init__(self, folder):
-        self.folder, self.clock, self.backend, self.profiles = folder, ManualClock(1000.0), FakeBackend(), FakeProfiles()
+        self.folder, self.clock, self.backend, self.profiles = (
+            folder,
+            ManualClock(1000.0),
+            FakeBackend(),
+            FakeProfiles(),
+        )
         self.settings = Settings(state_dir=folder / "state", bundles_dir=folder / "build")
         self.refusals, self.dirty = [], 0
         self.state = State(self.settings.database)

@@ -67,7 +67,9 @@ def test_a_pulled_template_is_used(make, tmp_path):
 
 def test_an_unknown_template(make):
     """The sentence names where it was looked for."""
-    with pytest.raises(InvalidInput, match="lang 'cobol': no template in .*template; INFless itself has infless-python"):
+    with pytest.raises(
+        InvalidInput, match="lang 'cobol': no template in .*template; INFless itself has infless-python"
+    ):
         make(lang="cobol")
 
 

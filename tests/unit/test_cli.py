@@ -126,7 +126,12 @@ class FakeProvider:
     def overview(self):
         """One instance with a window, one without."""
         one = {"id": "f-1", "phase": "ready", "batch": 4, "cpu_cores": 2, "gpu_percent": 0, "why": "planned"}
-        return {"instances": [{**one, "rate_low_rps": 1.0, "rate_up_rps": 9.6}, {**one, "rate_low_rps": None, "rate_up_rps": None}]}
+        return {
+            "instances": [
+                {**one, "rate_low_rps": 1.0, "rate_up_rps": 9.6},
+                {**one, "rate_low_rps": None, "rate_up_rps": None},
+            ]
+        }
 
 
 def test_deploy_goes_on_after_a_refusal(run, monkeypatch):

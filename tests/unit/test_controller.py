@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+
 from infless_core.errors import BackendError, Conflict, Infeasible, InvalidInput, NotFound, StateError
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration
@@ -68,7 +69,11 @@ def test_one_deployment_of_a_function_at_a_time(world):
 @pytest.mark.parametrize(
     ("fields", "error", "sentence"),
     [
-        ({"labels": {"com.infless.latency.target": "5ms"}}, Infeasible, r"5ms cannot be met by 'f': .* takes 10ms; .* 10.1ms"),
+        (
+            {"labels": {"com.infless.latency.target": "5ms"}},
+            Infeasible,
+            r"5ms cannot be met by 'f': .* takes 10ms; .* 10.1ms",
+        ),
         ({"labels": {"com.infless.gpu": "require"}}, Infeasible, "requires a GPU, and no server here has one"),
         ({"labels": {"com.infless.gpu": "x"}}, InvalidInput, "write never, allow or require"),
         ({"secrets": ["key"]}, InvalidInput, "secret 'key' does not exist"),

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from infless_core.errors import StateError
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration

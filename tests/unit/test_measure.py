@@ -1,7 +1,6 @@
 """Timing a bundle in a child process: what it prints, what it says when it fails, and that it ends."""
 
 import json
-import os
 import sys
 import time
 

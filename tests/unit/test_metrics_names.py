@@ -75,7 +75,11 @@ def test_the_figures(families):
 
 def test_buckets_are_the_gateways(families):
     """5 ms to 10 s, so that its dashboards' quantiles mean the same."""
-    bounds = [s.labels["le"] for s in families["gateway_functions_seconds"].samples if s.labels.get("code") == "200" and "le" in s.labels]
+    bounds = [
+        s.labels["le"]
+        for s in families["gateway_functions_seconds"].samples
+        if s.labels.get("code") == "200" and "le" in s.labels
+    ]
     assert (bounds[0], bounds[-2], bounds[-1], len(bounds)) == ("0.005", "10.0", "+Inf", 15)
 
 

@@ -22,7 +22,7 @@ from infless_provider.routes import build_app
 from infless_provider.wsgi import WsgiBridge
 from infless_watchdog.http import Edge, Limits
 
-PASSWORD = "secret"  # noqa: S105
+PASSWORD = "secret"
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"admin:secret").decode()}
 
 

@@ -6,6 +6,7 @@ A MatMul-heavy model (2389-4096-4096-1024-128, relu, float32 raw bytes in and ou
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
@@ -26,7 +27,7 @@ def model(sizes: tuple[int, ...], seed: int = 0) -> onnx.ModelProto:
     """A chain of MatMul and relu with seeded weights; the batch axis is open."""
     rng = np.random.default_rng(seed)
     nodes, weights, value = [], [], "x"
-    for place, (wide, high) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for place, (wide, high) in enumerate(itertools.pairwise(sizes)):
         weights.append(numpy_helper.from_array(
             rng.normal(0, (2 / wide) ** 0.5, (wide, high)).astype(np.float32), f"w{place}"
         ))  # fmt: skip

@@ -99,8 +99,9 @@ def print_report(
     for event in watch.events:
         if event["event"] in ("start", "plan", "resize", "stop"):
             given = event["configuration"]
-            print(f"  {watch.at_s(event):6.1f} s  {event['event']:6} {event['instance']:30}"
-                  f" b={given['batch']:<3} c={given['cpu_cores']} g={given['gpu_percent']}%  {event['why']}")  # fmt: skip
+            size = f"b={given['batch']:<3} c={given['cpu_cores']} g={given['gpu_percent']}%"
+            head = f"  {watch.at_s(event):6.1f} s  {event['event']:6} {event['instance']:30}"
+            print(f"{head} {size}  {event['why']}")
     print(f"\nevery answer was checked against onnxruntime run directly: {wrong} wrong")
     return wrong
 

@@ -25,7 +25,8 @@ class Metrics:
     """One registry; gauges are filled when somebody asks."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a gauge beside each counter, which the gateway does not have  # type: ignore[no-untyped-call]
+        # A gauge beside each counter, which the gateway does not have.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         by_code = ("function_name", "code")

@@ -99,7 +99,7 @@ class TestProfiles:
         self.points(batch_max=8, cpus=1)
         self.points(batch_max=8, cpus=2)
         self.points(batch_max=16, cpus=2)
-        assert [asked for asked in self.asked] == [
+        assert list(self.asked) == [
             ((1, 2, 4, 8), (1,)),
             ((1, 2, 4, 8), (1, 2)),
             ((1, 2, 4, 8, 16), (1, 2)),

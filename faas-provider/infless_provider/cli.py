@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ _STACK = click.option(
     "-f", "--yaml", "stack_path", type=click.Path(path_type=Path), default=Path("stack.yml"), help="Stack file."
 )
 _GATEWAY = click.option("-g", "--gateway", envvar="OPENFAAS_URL", help=f"Default {DEFAULT_GATEWAY}.")
+_FILTER = click.option(
+    "--filter", "pattern", metavar="WILDCARD", help="Only functions whose name matches, as in faas-cli."
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _LAZY = {
     "plan": ("infless_scheduler.cli", "plan_command"),
@@ -72,6 +76,19 @@ def main() -> None:
 
     Every option is an environment variable too: --port of `infless up` is INFLESS_UP_PORT.
     """
+
+
+def _chosen(stack_path: Path, names: tuple[str, ...], pattern: str | None) -> tuple[str, ...]:
+    """The names that a command is about; none means all."""
+    from infless_provider.stackfile import read_stack
+
+    if pattern is None:
+        return names
+    found = [function.name for function in read_stack(stack_path, os.environ, names).functions]
+    chosen = tuple(name for name in found if fnmatchcase(name, pattern))
+    if not chosen:
+        raise InvalidInput(f"--filter: {pattern!r} matches none of {', '.join(found)}")
+    return chosen
 
 
 @main.command()
@@ -128,13 +145,14 @@ def down(state_dir: Path | None, as_json: bool) -> None:
 @_STACK
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("build"), show_default=True)
 @_JSON
+@_FILTER
 @click.argument("names", nargs=-1)
-def build(stack_path: Path, out: Path, as_json: bool, names: tuple[str, ...]) -> None:
+def build(stack_path: Path, out: Path, as_json: bool, pattern: str | None, names: tuple[str, ...]) -> None:
     """Build functions into bundles, for machines without faas-cli or Docker."""
     from infless_provider.build import build_function
     from infless_provider.stackfile import read_stack
 
-    stack = read_stack(stack_path, os.environ, names)
+    stack = read_stack(stack_path, os.environ, _chosen(stack_path, names, pattern))
     out.mkdir(parents=True, exist_ok=True)
     folders: dict[str, str] = {}
     for function in stack.functions:
@@ -151,14 +169,16 @@ def build(stack_path: Path, out: Path, as_json: bool, names: tuple[str, ...]) ->
 @_GATEWAY
 @_STATE
 @_JSON
+@_FILTER
 @click.argument("names", nargs=-1)
 def deploy(
-    stack_path: Path, gateway: str | None, state_dir: Path | None, as_json: bool, names: tuple[str, ...]
+    stack_path: Path, gateway: str | None, state_dir: Path | None, as_json: bool, pattern: str | None,
+    names: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Deploy functions of a stack file. A function never seen before is timed first, which takes seconds."""
     from infless_provider.stackfile import read_stack
 
-    stack = read_stack(stack_path, os.environ, names)
+    stack = read_stack(stack_path, os.environ, _chosen(stack_path, names, pattern))
     client = Client(gateway or stack.gateway or DEFAULT_GATEWAY, find_password(state_dir))
     done: dict[str, str] = {}
     for function in stack.functions:
@@ -198,10 +218,11 @@ def status(gateway: str | None, state_dir: Path | None, as_json: bool) -> None:
 @click.option("--batches", help="Batch sizes such as 1,2,4 (default powers of two up to com.infless.batch.max).")
 @click.option("--cpu-cores", default=0, type=click.IntRange(0), help="Largest number of cores (default all).")
 @_JSON
+@_FILTER
 @click.argument("names", nargs=-1)
 def profile(
     stack_path: Path, bundles: Path, state_dir: Path | None, batches: str | None, cpu_cores: int, as_json: bool,
-    names: tuple[str, ...],
+    pattern: str | None, names: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Time functions of a stack file for every batch size and number of cores, and keep the result for planning."""
     from infless_provider.profile_cli import profile_functions
@@ -212,7 +233,7 @@ def profile(
             raise InvalidInput(f"--batches: {batches!r} is not a list of whole numbers such as 1,2,4")
         stated = tuple(int(part) for part in batches.split(","))
     tables = profile_functions(
-        stack_path, bundles, state_dir or default_state_dir(), names, stated, cpu_cores,
+        stack_path, bundles, state_dir or default_state_dir(), _chosen(stack_path, names, pattern), stated, cpu_cores,
         lambda told: click.echo(told, err=True),
     )  # fmt: skip
     if as_json:

@@ -343,6 +343,7 @@ class Controller:
         function.instances.pop(instance.id, None)
         if phase is Phase.STARTING:
             self.fleet.failed_to_start(function, words)
+        if phase is Phase.STARTING or not function.current():
             function.wake()  # who waits for it gets the reason now, not at the end of their patience
         if phase is not Phase.DRAINING:
             self.on_dirty()

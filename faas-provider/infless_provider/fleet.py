@@ -252,7 +252,7 @@ class Fleet:
 
     def _failed(self, function: FunctionState, words: str) -> None:
         function.failures += 1
-        function.retry_at_s = self._clock.now_s() + min(60.0, 2.0**function.failures)
+        function.retry_at_s = self._clock.now_s() + min(60.0, 2.0 ** min(function.failures, 10))
         function.last_failure = words
         LOG.error("%s: %s", function.key, words)
 

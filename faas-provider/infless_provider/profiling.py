@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from infless_core.clock import Clock
+from infless_core.errors import StateError
 from infless_core.model import Configuration, ProfilePoint
 from infless_profiler.measure import Measurement, batch_sizes, core_counts, measure_function
 from infless_profiler.store import ProfileStore
@@ -16,9 +18,17 @@ BUDGET_S = 1.5
 
 
 class Profiles:
-    """The profile database, and the measuring that fills it. Thread-safe; one measurement at a time."""
+    """The profile database, and the measuring that fills it. Thread-safe; one measurement at a time.
 
-    def __init__(self, store: ProfileStore, clock: Clock, cpus: int) -> None:
+    Args:
+        store: what is known.
+        clock: for when it was measured.
+        cpus: the most cores that an instance may get.
+        scratch: where the children's temporary folders go; a backend's `sweep` finds them there after a crash.
+    """
+
+    def __init__(self, store: ProfileStore, clock: Clock, cpus: int, scratch: Path | None = None) -> None:
+        self._scratch = scratch
         self._store = store
         self._clock = clock
         self._cpus = cpus
@@ -64,6 +74,14 @@ class Profiles:
             if one.configuration.batch <= batch_max and one.configuration.cpu_cores <= self._cpus
         )  # fmt: skip
 
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        try:
+            if self._scratch is not None:
+                self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return tempfile.TemporaryDirectory(prefix="profile-", dir=self._scratch, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise StateError(f"no temporary folder can be made: {error}") from error
+
     def cancel(self) -> None:
         """End a measurement under way, and every later one: the provider stops."""
         self._cancelled.set()
@@ -78,15 +96,16 @@ class Profiles:
         budget_s: float = BUDGET_S,
     ) -> list[Measurement]:
         """Time a function now and keep the result."""
-        found = measure_function(
-            bundle,
-            environment,
-            batches=batches,
-            cores=core_counts(self._cpus),
-            budget_s=budget_s,
-            progress=progress,
-            cancelled=self._cancelled.is_set,
-        )
+        with self._folder() as folder:
+            found = measure_function(
+                bundle,
+                {**environment, "TMPDIR": folder},
+                batches=batches,
+                cores=core_counts(self._cpus),
+                budget_s=budget_s,
+                progress=progress,
+                cancelled=self._cancelled.is_set,
+            )
         asked = Configuration(batch=max(batches), cpu_cores=self._cpus)
         self._store.save(key, found, asked, self._clock.wall_s())
         return found

@@ -63,7 +63,8 @@ class Provider:
         self._password = auth.ensure_password(settings.password_file) if settings.auth else None
         self._state = State(settings.database)
         self._metrics = Metrics()
-        profiles = Profiles(ProfileStore(settings.profiles, machine_name()), self._clock, len(cpus))
+        store = ProfileStore(settings.profiles, machine_name())
+        profiles = Profiles(store, self._clock, len(cpus), settings.scratch)
         backend = ProcessBackend(cpus, settings.state_dir)
         self._controller = Controller(settings, self._state, backend, profiles, self._clock)
         self._proxy = Proxy(self._controller, self._metrics, settings, self._clock)

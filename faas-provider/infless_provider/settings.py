@@ -51,6 +51,11 @@ class Settings:
         return self.state_dir / "bundles"
 
     @property
+    def scratch(self) -> Path:
+        """Temporary folders of instances and measurements."""
+        return self.state_dir / "tmp"
+
+    @property
     def logs_dir(self) -> Path:
         """One file for each instance."""
         return self.state_dir / "logs"

@@ -59,6 +59,11 @@ def load(provider, name, body=b'"x"', threads=4):
             one.result()
 
 
+def timed(provider):
+    """Children that time a function."""
+    return [process for process in processes_of(provider.root) if "--curve" in process.cmdline()]
+
+
 class TestControlPlane:
     """Deploy, list, describe, scale, update, remove, logs, info, metrics."""
 
@@ -289,6 +294,18 @@ class TestLife:
         assert fresh.pids("b") != killed
         watchdogs = [process for process in processes_of(fresh.state) if "infless_watchdog" in process.cmdline()]
         assert len(watchdogs) == 4  # a supervisor and a worker for each
+
+    def test_a_crash_while_a_function_is_timed(self, fresh):
+        """The child goes with the next start: nobody else knows of it."""
+        fresh.start().build("loading", "import time\ntime.sleep(60)\n")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(fresh.put, "POST", "loading")
+            (child,) = wait_until(lambda: timed(fresh), "it is timed")
+            fresh.kill()
+        assert child.is_running()
+        fresh.start()
+        assert timed(fresh) == []
+        assert fresh.send("GET", "/system/functions").json() == []
 
     def test_a_crash_of_the_supervisor_alone(self, fresh):
         """Its worker ends by itself; whoever starts next waits for that and takes over."""

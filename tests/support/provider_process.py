@@ -81,12 +81,14 @@ class ProviderProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self.log = root / "up.log"
+        self._earlier = 0
         self.bundles.mkdir(parents=True)
 
     # life
 
     def start(self, *options: str) -> ProviderProcess:
-        """Run `infless up` until it answers."""
+        """Run `infless up` until it answers: this one, not what an earlier one left."""
+        self._earlier = self._starts()
         command = [
             sys.executable, "-m", "infless_provider.cli", "up", "--port", str(self.port),
             "--state-dir", str(self.state), "--bundles", str(self.bundles), *options,
@@ -102,9 +104,12 @@ class ProviderProcess:
         assert self.process is not None
         assert self.process.poll() is None, f"the provider ended:\n{self.log.read_text()}"
         try:
-            return requests.get(f"{self.url}/healthz", timeout=1).ok
+            return self._starts() > self._earlier and requests.get(f"{self.url}/healthz", timeout=1).ok
         except requests.RequestException:
             return False
+
+    def _starts(self) -> int:
+        return self.log.read_text().count(" INFO serving ") if self.log.is_file() else 0
 
     def stop(self, name: signal.Signals = signal.SIGTERM) -> int:
         """Signal the supervisor and wait for its end."""

@@ -100,6 +100,15 @@ def test_build_prints_folders(run, tmp_path):
     assert json.loads(run("build", "good", "--json").stdout) == {"good": "build/good"}
 
 
+def test_a_filter(run, tmp_path):
+    """With wildcards, as in faas-cli; one that matches nothing is wrong usage."""
+    (tmp_path / "good").mkdir()
+    assert run("build", "--filter", "g*").stdout == "build/good\n"
+    result = run("build", "--filter", "x*")
+    assert result.exit_code == 2
+    assert "--filter: 'x*' matches none of good, bad" in result.stderr
+
+
 def test_build_without_a_handler(run):
     """A wrong stack file is wrong usage."""
     result = run("build")

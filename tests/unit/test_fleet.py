@@ -73,6 +73,19 @@ def test_a_backend_that_cannot_start(world):
     run(scenario())
 
 
+def test_a_backend_that_cannot_start_for_days(world):
+    """Once a minute, for ever."""
+
+    async def scenario():
+        f = await world.deploy()
+        f.failures = 5000
+        world.backend.failure = "no"
+        world.fleet.start(f, SMALL, "x")
+        assert f.retry_at_s == 1060.0
+
+    run(scenario())
+
+
 def test_an_instance_that_cannot_be_kept_is_ended(world, monkeypatch):
     """A full disk: nobody would find it after a restart."""
 

@@ -117,6 +117,13 @@ class TestProfiles:
         assert self.points() == self.points() == []
         assert len(self.asked) == 1
 
+    def test_no_room_for_a_temporary_folder(self, tmp_path):
+        """One of our errors: the deployment is refused, and may be tried again."""
+        (tmp_path / "file").touch()
+        profiles = Profiles(self.store, ManualClock(), 1, tmp_path / "file" / "tmp")
+        with pytest.raises(StateError, match="no temporary folder can be made"):
+            profiles.points("d", None, {}, 1)
+
     def test_only_what_fits_is_given(self):
         """No larger batch than wished, no more cores than there are."""
         self.points(batch_max=8, cpus=2)

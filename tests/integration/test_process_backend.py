@@ -1,6 +1,7 @@
 """Processes as the backend sees them: who is who, and that nothing is left."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def launch(tmp_path):
 
     def launch(script="import time\ntime.sleep(60)\n", id_="f-1"):
         (tmp_path / "bundle" / "infless_watchdog").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bundle" / "infless_watchdog" / "__init__.py").touch()  # else an installed watchdog comes first
         (tmp_path / "bundle" / "infless_watchdog" / "__main__.py").write_text(script)
         (tmp_path / "state" / "logs" / "f.n").mkdir(parents=True, exist_ok=True)
         return Launch(
@@ -167,8 +169,7 @@ def test_last_words(backend, launch, log, words):
 def test_a_bundle_that_is_gone(backend, launch, tmp_path):
     """One of our errors, and no folder is left."""
     gone = launch()
-    (tmp_path / "bundle" / "infless_watchdog" / "__main__.py").unlink()
-    (tmp_path / "bundle" / "infless_watchdog").rmdir()
+    shutil.rmtree(tmp_path / "bundle" / "infless_watchdog")
     (tmp_path / "bundle").rmdir()
     with pytest.raises(BackendError, match="f-1 could not be started: .*bundle"):
         backend.start(gone)

@@ -20,6 +20,7 @@ def bundle(tmp_path):
 
     def make(script):
         (tmp_path / "infless_watchdog").mkdir()
+        (tmp_path / "infless_watchdog" / "__init__.py").touch()  # else an installed watchdog comes first
         (tmp_path / "infless_watchdog" / "__main__.py").write_text(f"import json, os, sys, time\n{script}\n")
         return tmp_path
 

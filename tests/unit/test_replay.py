@@ -132,7 +132,8 @@ def test_requests_go_out_when_due_although_the_server_stalls() -> None:
     arrivals_s = [place / 100 for place in range(20)]
     shots = run(peer, arrivals_s)
     gaps_s = [came - peer.came_s[0] - due for came, due in zip(peer.came_s, arrivals_s, strict=True)]
-    assert max(gaps_s) < 0.15
+    closed_loop_s = peer.stall_s * (len(arrivals_s) - 1) - arrivals_s[-1]
+    assert max(gaps_s) < closed_loop_s / 2
     assert all(one.ok and one.latency_s >= peer.stall_s for one in shots)
 
 

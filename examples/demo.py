@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 import requests
 import uvloop
+from benchmarks.servers import free_port
 
 from examples import demo_inputs
 from examples.demo_report import Watch, print_report, write_picture
@@ -162,7 +162,7 @@ def _inputs(name: str, seed: int) -> tuple[list[bytes], Callable[[int, int, byte
 @contextmanager
 def provider(state: Path) -> Iterator[str]:
     """`infless up` on a free port; ended, with its instances, on the way out."""
-    port = _free_port()
+    port = free_port()
     log = (OUT / "provider.log").open("w")
     process = subprocess.Popen(
         [
@@ -200,7 +200,7 @@ def replicas(loads: Sequence[Load]) -> Iterator[dict[str, list[str]]]:
     log = (OUT / "replicas.log").open("w")
     try:
         for place in range(each * len(loads)):
-            load, port = loads[place % len(loads)], _free_port()
+            load, port = loads[place % len(loads)], free_port()
             process = subprocess.Popen(
                 [
                     sys.executable, "-m", "benchmarks.one_to_one",
@@ -292,12 +292,6 @@ def _answers(url: str) -> bool:
     except requests.RequestException:
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -49,10 +49,13 @@ def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def _device(text: str) -> str:
-    if text not in ("cpu", "cuda"):
-        raise ValueError(f"{text!r} is neither cpu nor cuda")
-    return text
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"{text!r} is not one of {', '.join(allowed)}")
+        return text
+
+    return parse
 
 
 def _share(text: str) -> float:
@@ -97,6 +100,8 @@ class Settings:  # each `_read` is a dataclass field
     """Requests, `/_/health`, `/_/ready`."""
     metrics_port: int = _read(_whole(1, 65535), 8081)
     """`/metrics`; kept apart from requests, as of-watchdog does."""
+    grpc_port: int = _read(_whole(0, 65535), 0)
+    """Open Inference Protocol over gRPC (needs `infless[grpc]`); 0 is off."""
     listen_fds: tuple[int, ...] = _read(_fds, ())
     """Two bound sockets handed over by a supervisor, instead of the two ports: no port can be lost in between."""
     function_dir: str = _read(str, "function")
@@ -107,14 +112,25 @@ class Settings:  # each `_read` is a dataclass field
     """Largest batch (the paper's limit)."""
     latency_target_s: float = _read(_target_s, 0.5)
     """Time from a request's arrival to its answer."""
+    wait_max_s: float = _read(_limit_s, inf)
+    """Longest wait for a fuller batch, where the latency target would allow more; 0 is no limit of its own."""
     cpu_cores: int = _read(_whole(1), 1)
     """Threads of the model runtime."""
     keep_up_load: float = _read(_share, 0.9)
     """See `batching.BatchPolicy`; 0 waits as the paper does."""
     input_shape: dict[str, tuple[int, ...]] = _read(shapes, {})
     """Shape of one item for models with dynamic axes, for raw bodies, warm-up and profiling."""
-    model_device: str = _read(_device, "cpu")
-    """`cpu` or `cuda`."""
+    batch_pad: str = _read(str, "")
+    """To which lengths the dynamic axes of items are padded, so that items of different length share a batch
+    (`padding.parse_pad`); empty pads nothing."""
+    model_device: str = _read(_one_of("cpu", "cuda", "tensorrt"), "cpu")
+    """What the model is to run on; where that cannot be had it runs on the CPU, with a warning and a metric."""
+    gpu_percent: int = _read(_whole(0, 100), 0)
+    """Share of the GPU's threads (`CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`); 0 leaves that variable alone."""
+    gpu_memory_bytes: int = _read(_whole(0), 0)
+    """Limit of the runtime's memory arena on the GPU; 0 is no limit."""
+    handler_isolation: str = _read(_one_of("auto", "thread", "process"), "auto")
+    """Where a `handler.py` runs. `auto`: in a thread, unless it is seen to hold the interpreter's lock."""
     exec_timeout_s: float = _read(_limit_s, 30.0)
     """Longest wait in the queue, and longest run of a batch, then 504 (of-watchdog's default). 0 is no limit, here
     and in the next one."""
@@ -128,6 +144,9 @@ class Settings:  # each `_read` is a dataclass field
     """429 above this many requests at once; 0 is no limit (of-watchdog)."""
     queue_max: int = _read(_whole(1), 1024)
     """503 with Retry-After above this many waiting requests: 32 full batches are more than any target can hold."""
+    compress_min_bytes: int = _read(_whole(0), 16 * 1024)
+    """Text and JSON answers of at least this size are compressed for clients that accept it; 0 never. Smaller ones
+    cost more time than they save."""
     log_file: str = _read(str, "")
     """Write stdout and stderr there, a time before each line; empty leaves them alone."""
     body_max_bytes: int = _read(_whole(1), 64 * 1024 * 1024)
@@ -136,7 +155,7 @@ class Settings:  # each `_read` is a dataclass field
 
 def variable_name(field_name: str) -> str:
     """The environment variable of a field: units live in our names, not in OpenFaaS's."""
-    return field_name if field_name.endswith("max_bytes") else field_name.removesuffix("_s")
+    return field_name.removesuffix("_s")
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

@@ -12,7 +12,7 @@ import pytest
 
 from infless_watchdog import curve
 from infless_watchdog.__main__ import main
-from infless_watchdog.handlers import LoadError
+from infless_watchdog.calls import LoadError
 from infless_watchdog.settings import Settings
 
 Time = Callable[..., list[dict[str, Any]]]

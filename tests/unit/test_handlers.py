@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from infless_watchdog.handlers import Call, HandleModel, LoadError, PredictModel, Reply, is_sample, load_model
+from infless_watchdog.calls import Call, Head, LoadError, Reply
+from infless_watchdog.handlers import HandleModel, PredictModel, is_sample, load_model
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.settings import Settings
 
@@ -51,8 +52,8 @@ def doubling_onnx() -> bytes:
 
 def call(body: bytes = b"", content_type: str = "application/json", **more: Any) -> Call:
     """A request as the edge hands it over."""
-    fields = {"method": "POST", "path": "/", "query": "", "headers": (), **more}
-    return Call(body=body, content_type=content_type, **fields)
+    headers = [(b"content-type", content_type.encode()), *more.get("headers", ())]
+    return Call(Head(more.get("method", "POST"), more.get("path", "/"), more.get("query", ""), headers), body)
 
 
 def answered(model: Any, answer: Any) -> Reply:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from infless_watchdog.handlers import Call, LoadError
+from infless_watchdog.calls import Call, Head, LoadError
 from infless_watchdog.isolation import ItemError, run_isolated
 from infless_watchdog.onnx_model import Item, OnnxModel
 from infless_watchdog.settings import Settings, shapes
@@ -64,7 +64,7 @@ def pair(make: Make) -> OnnxModel:
 def call(body: Any, content_type: str = "application/json", path: str = "/") -> Call:
     """A request; what is not bytes is sent as JSON."""
     octets = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Call(method="POST", path=path, query="", headers=(), body=octets, content_type=content_type)
+    return Call(Head("POST", path, "", [(b"content-type", content_type.encode())]), octets)
 
 
 def ask(model: OnnxModel, request: Call) -> Any:

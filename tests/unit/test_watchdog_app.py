@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from infless_watchdog.app import Watchdog
-from infless_watchdog.handlers import Call, Reply
+from infless_watchdog.calls import Call, Reply
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.settings import Settings
 

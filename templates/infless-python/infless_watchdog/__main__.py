@@ -10,7 +10,7 @@ import socket
 import sys
 from pathlib import Path
 
-from infless_watchdog.handlers import LoadError
+from infless_watchdog.calls import LoadError
 from infless_watchdog.logfile import capture
 from infless_watchdog.settings import Settings, SettingsError, read_settings
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from infless_watchdog.batcher import Batcher, Ticket
 from infless_watchdog.batching import BatchPolicy
+from infless_watchdog.calls import Call, Head, Model
 from infless_watchdog.exchange import Exchange, Header
-from infless_watchdog.handlers import Call, Model, load_model
+from infless_watchdog.handlers import load_model
 from infless_watchdog.http import Edge, Limits
 from infless_watchdog.isolation import ItemError, run_isolated
 from infless_watchdog.metrics import Metrics
@@ -287,12 +288,5 @@ def _internal(what: str, error: Exception) -> ItemError:
 
 
 def _call(exchange: Exchange) -> Call:
-    content_type = (exchange.header(b"content-type") or b"application/json").decode("latin-1")
-    return Call(
-        method=exchange.method,
-        path=exchange.path,
-        query=exchange.query,
-        headers=tuple(exchange.headers),
-        body=bytes(exchange.body),
-        content_type=content_type.partition(";")[0].strip().lower(),
-    )
+    head = Head(exchange.method, exchange.path, exchange.query, tuple(exchange.headers))
+    return Call(head, bytes(exchange.body))

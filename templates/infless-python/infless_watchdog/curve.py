@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable
 from resource import getpagesize
 
-from infless_watchdog.handlers import LoadError, Model, load_model
+from infless_watchdog.calls import LoadError, Model
+from infless_watchdog.handlers import load_model
 from infless_watchdog.isolation import ItemError, run_isolated
 from infless_watchdog.settings import Settings
 

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 from wsgiref.headers import Headers
 
-from infless_watchdog.exchange import Header
+from infless_watchdog.calls import Call, LoadError, Model, Reply
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.settings import Settings
 
@@ -33,59 +33,6 @@ _FIELD_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive"})
 """Ours to say: a handler's word on them would break the connection."""
-
-
-class LoadError(Exception):
-    """The function's folder cannot be served; the message says what is wrong and where."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """What a handler may know of one request."""
-
-    method: str
-    path: str
-    query: str
-    headers: tuple[Header, ...]
-    body: bytes
-    content_type: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """One answer, ready to be written."""
-
-    body: bytes
-    content_type: bytes = b"text/plain; charset=utf-8"
-    status: int = 200
-    headers: tuple[Header, ...] = ()
-
-
-class Model(Protocol):
-    """What the watchdog serves."""
-
-    kind: str
-    batched: bool
-
-    def decode(self, call: Call) -> Any:
-        """The item of one request; raises ItemError when it cannot be one."""
-        ...
-
-    def predict(self, items: list[Any]) -> Any:
-        """Answers for a batch of items, in order. Runs in the model's thread."""
-        ...
-
-    def encode(self, answer: Any, item: Any, call: Call) -> Reply:
-        """The answer of one request; raises ItemError when it cannot be written."""
-        ...
-
-    def example(self) -> Any | None:
-        """A sample item for warm-up and profiling; None when nobody knows one."""
-        ...
-
-    def close(self) -> None:
-        """Give resources back."""
-        ...
 
 
 def load_model(settings: Settings) -> Model:
@@ -179,9 +126,9 @@ class PredictModel(_HandlerModule):
     def decode(self, call: Call) -> Any:
         """Parsed JSON, str for text, bytes otherwise."""
         refuse_compressed(call)
-        if call.content_type == "application/json":
+        if call.head.content_type == "application/json":
             return parse_json(call.body)
-        if call.content_type.startswith("text/"):
+        if call.head.content_type.startswith("text/"):
             try:
                 return call.body.decode()
             except UnicodeDecodeError as error:
@@ -221,9 +168,11 @@ class HandleModel(_HandlerModule):
 
     def decode(self, call: Call) -> Event:
         """The event; the body stays bytes."""
-        headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in call.headers])
-        query = dict(parse_qsl(call.query, keep_blank_values=True))
-        return Event(body=call.body, headers=headers, method=call.method, query=query, path=unquote(call.path))
+        headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in call.head.headers])
+        query = dict(parse_qsl(call.head.query, keep_blank_values=True))
+        return Event(
+            body=call.body, headers=headers, method=call.head.method, query=query, path=unquote(call.head.path)
+        )
 
     def predict(self, items: list[Any]) -> list[Any]:
         """Each event by itself; a failure is that event's own."""
@@ -266,7 +215,7 @@ def refuse_compressed(call: Call) -> None:
     Raises:
         ItemError: 415 with the coding.
     """
-    coding = next((value for name, value in call.headers if name == b"content-encoding"), b"identity")
+    coding = next((value for name, value in call.head.headers if name == b"content-encoding"), b"identity")
     if coding.lower() != b"identity":
         raise ItemError(415, f"Content-Encoding {coding.decode('latin-1')} is not supported; send the body as it is")
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from infless_watchdog import oip
-from infless_watchdog.handlers import OCTETS, Call, LoadError, Reply, encode_plain, parse_json, refuse_compressed
+from infless_watchdog.calls import Call, LoadError, Reply
+from infless_watchdog.handlers import OCTETS, encode_plain, parse_json, refuse_compressed
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.settings import Settings
 
@@ -81,11 +82,11 @@ class OnnxModel:
     def decode(self, call: Call) -> Item:
         """Tensors from an inference request, a JSON array, or raw bytes."""
         refuse_compressed(call)
-        header_length = next((value for name, value in call.headers if name == oip.HEADER_LENGTH), None)
-        if header_length is not None or call.path.startswith("/v2/"):
+        header_length = next((value for name, value in call.head.headers if name == oip.HEADER_LENGTH), None)
+        if header_length is not None or call.head.path.startswith("/v2/"):
             tensors, wanted = oip.parse_infer(call.body, header_length)
             return self._item(tensors, wanted)
-        if call.content_type == "application/octet-stream":
+        if call.head.content_type == "application/octet-stream":
             return self._item(self._raw(call.body), None)
         value = parse_json(call.body)
         if isinstance(value, dict) and isinstance(value.get("inputs"), list):
@@ -116,7 +117,7 @@ class OnnxModel:
             length = str(head_length).encode()
             return Reply(body=body, content_type=OCTETS, headers=((oip.HEADER_LENGTH, length),))
         first = answer[self.outputs[0]]
-        if call.content_type == "application/octet-stream" and first.dtype in oip.NAMES:
+        if call.head.content_type == "application/octet-stream" and first.dtype in oip.NAMES:
             return Reply(body=first.tobytes(), content_type=OCTETS)
         plain = {
             name: array.tolist()[0] if item.rows == 1 and array.shape[:1] == (1,) else array.tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,33 +12,64 @@ import pytest
 
 from infless_watchdog.batcher import Batcher
 from infless_watchdog.batching import BatchPolicy
-from infless_watchdog.isolation import ItemError
+from infless_watchdog.calls import Call, Head
+from infless_watchdog.isolation import ItemError, Run
 from infless_watchdog.metrics import Metrics
+from infless_watchdog.queues import Queue, Ticket
+
+
+class Plain:
+    """A model under the test's control."""
+
+    kind, batched, concurrency, brief, device = "plain", True, 1, False, "cpu"
+    prepare = finish = interrupt = None
+
+    def __init__(self, predict: Callable[[list[Any]], Any]) -> None:
+        self.predict = predict
 
 
 class Bench:
     """A batcher with a model under the test's control."""
 
-    def __init__(self, predict: Callable[[list[Any]], Any], exec_timeout_s: float, policy: BatchPolicy) -> None:
+    def __init__(
+        self, predict: Callable[[list[Any]], Any], exec_timeout_s: float, policy: BatchPolicy, **model: Any
+    ) -> None:
         self.sizes: list[int] = []
         self.answers: dict[Any, Any] = {}
         self.hangs = 0
         self.gate = threading.Event()
         self.gate.set()
+        self.threads: set[str] = set()
+        self.metrics = Metrics()
         self._predict = predict
-        self.batcher = Batcher(self._counted, policy, Metrics(), exec_timeout_s=exec_timeout_s, on_hang=self._hung)
+        made: Any = Plain(self._counted)
+        for name, value in model.items():
+            setattr(made, name, value)
+        self.batcher = Batcher(
+            made, policy, self.metrics, self._answer, exec_timeout_s=exec_timeout_s, on_hang=self._hung
+        )
 
     def _counted(self, items: list[Any]) -> Any:
         assert self.gate.wait(5)
+        self.threads.add(threading.current_thread().name)
         self.sizes.append(len(items))
         return self._predict(items)
+
+    def _answer(self, ticket: Ticket, answer: Any) -> None:
+        ticket.live = False
+        if ticket.item == "undeliverable":
+            raise ZeroDivisionError("no way")
+        self.answers[ticket.item] = answer
 
     def _hung(self) -> None:
         self.hangs += 1
 
-    def submit(self, item: Any) -> Any:
+    def submit(self, item: Any, bucket: Any = None, waited_s: float = 0.0) -> Ticket:
         """Queue an item whose answer is kept under its name."""
-        return self.batcher.submit(item, lambda answer: self.answers.__setitem__(item, answer))
+        ticket = Ticket(Call(Head()), lambda *_: None, time.monotonic() - waited_s)
+        ticket.item = item
+        self.batcher.submit(ticket, bucket)
+        return ticket
 
     async def until(self, count: int) -> None:
         """Wait for that many answers."""
@@ -54,10 +86,11 @@ def bench(
     batch_max: int = 4,
     latency_target_s: float = 10.0,
     keep_up_load: float = 0.5,
+    **model: Any,
 ) -> Bench:
     """Run a scenario; returns what came of it."""
     policy = BatchPolicy(batch_max=batch_max, latency_target_s=latency_target_s, keep_up_load=keep_up_load)
-    made = Bench(predict, exec_timeout_s, policy)
+    made = Bench(predict, exec_timeout_s, policy, **model)
 
     async def run() -> None:
         await scenario(made)
@@ -68,10 +101,11 @@ def bench(
     return made
 
 
-async def held(made: Bench, items: list[Any]) -> list[Any]:
+async def held(made: Bench, items: list[Any]) -> list[Ticket]:
     """Submit while the model is busy with one item called 0."""
     made.gate.clear()
     made.submit(0)
+    await asyncio.sleep(0.005)
     return [made.submit(item) for item in items]
 
 
@@ -92,7 +126,7 @@ def test_a_full_batch_does_not_wait_for_its_timer() -> None:
     """Nothing is known of the load but that the policy waits; the fourth request ends that."""
 
     async def scenario(made: Bench) -> None:
-        made.batcher.times.observe(4, 0.001)
+        made.batcher.learn(None, 4, Run([], 0.001))
         for item in (1, 2, 3, 4):
             made.submit(item)
         await made.until(4)
@@ -104,7 +138,7 @@ def test_a_lone_request_waits_only_for_its_slack() -> None:
     """With nobody else coming it is answered within its target all the same."""
 
     async def scenario(made: Bench) -> None:
-        made.batcher.times.observe(4, 0.001)
+        made.batcher.learn(None, 4, Run([], 0.001))
         made.submit(1)
         await made.until(1)
 
@@ -115,12 +149,12 @@ def test_a_shorter_target_counts_for_those_that_wait_already() -> None:
     """They were queued under ten seconds; the new target ends their wait."""
 
     async def scenario(made: Bench) -> None:
-        made.batcher.times.observe(4, 0.001)
+        made.batcher.learn(None, 4, Run([], 0.001))
         made.submit(1)
         made.submit(2)
         await asyncio.sleep(0.01)
         assert not made.sizes
-        made.batcher.reconfigure(batch_max=4, latency_target_s=0.02)
+        made.batcher.reconfigure(BatchPolicy(batch_max=4, latency_target_s=0.02, keep_up_load=0.0))
         await made.until(2)
 
     assert bench(scenario, keep_up_load=0.0).sizes == [2]
@@ -131,7 +165,7 @@ def test_who_leaves_the_queue_is_not_run() -> None:
 
     async def scenario(made: Bench) -> None:
         tickets = await held(made, [1, 2, 3])
-        tickets[1].live = False
+        made.batcher.withdraw(tickets[1])
         made.gate.set()
         await made.until(3)
 
@@ -146,7 +180,8 @@ def test_who_leaves_during_the_run_gets_nothing() -> None:
     async def scenario(made: Bench) -> None:
         made.gate.clear()
         ticket = made.submit(1)
-        ticket.live = False
+        await asyncio.sleep(0.005)
+        made.batcher.withdraw(ticket)
         made.submit(2)
         made.gate.set()
         await made.until(1)
@@ -174,7 +209,7 @@ def test_a_split_batch_teaches_no_execution_time() -> None:
         await held(made, [1, "x", 3, 4])
         made.gate.set()
         await made.until(5)
-        assert made.batcher.times.estimate_s(4) == made.batcher.times.estimate_s(1) * 4
+        assert made.batcher._queue(None).times.estimate_s(4) == made.batcher._queue(None).times.estimate_s(1) * 4
 
     bench(scenario, lambda items: [10 // int(item + 1) for item in items])
 
@@ -184,7 +219,7 @@ def test_an_answer_that_cannot_be_delivered_stops_nobody(caplog: pytest.LogCaptu
 
     async def scenario(made: Bench) -> None:
         await held(made, [])
-        made.batcher.submit(1, lambda _: 1 / 0)
+        made.submit("undeliverable")
         made.submit(2)
         made.gate.set()
         await made.until(2)
@@ -225,8 +260,10 @@ def test_who_waited_longer_than_exec_timeout_is_not_run() -> None:
     """Nobody waits for that answer any more; the model is for the others."""
 
     async def scenario(made: Bench) -> None:
-        old, _ = await held(made, [1, 2])
-        old.arrived_s -= 60.0
+        await held(made, [])
+        made.submit(1, waited_s=60.0)
+        made.submit(2)
+        await made.until(1)
         made.gate.set()
         await made.until(3)
 
@@ -239,7 +276,7 @@ def test_draining_waits_for_nobody() -> None:
     """What is queued runs at once, in full batches."""
 
     async def scenario(made: Bench) -> None:
-        made.batcher.times.observe(4, 0.001)
+        made.batcher.learn(None, 4, Run([], 0.001))
         made.submit(1)
         made.batcher.drain()
         await made.until(1)
@@ -249,24 +286,160 @@ def test_draining_waits_for_nobody() -> None:
 
 def test_the_rate_is_learned_and_forgotten() -> None:
     """A steady stream shows its rate; a second of silence and it starts anew."""
-
-    async def scenario(made: Bench) -> None:
-        for place in range(300):
-            made.batcher._count_arrival(place * 0.01)
-        assert made.batcher._rate_rps == pytest.approx(100, rel=0.1)
-        made.batcher._count_arrival(10.0)
-        assert made.batcher._rate_rps == 1.0
-
-    bench(scenario)
+    queue = Queue()
+    for place in range(300):
+        queue.append(Ticket(Call(Head()), lambda *_: None, 0.0))
+        queue.count_rate(place * 0.01)
+    assert queue.rate_rps == pytest.approx(100, rel=0.1)
+    queue.append(Ticket(Call(Head()), lambda *_: None, 0.0))
+    assert queue.count_rate(10.0) == 1.0
 
 
 def test_an_absurd_wait_is_cut_into_pieces() -> None:
     """Event loops refuse timers of years; the policy is just asked again."""
 
     async def scenario(made: Bench) -> None:
-        made.batcher.times.observe(4, 0.001)
+        made.batcher.learn(None, 4, Run([], 0.001))
         made.submit(1)
+        await asyncio.sleep(0.001)
         assert made.batcher._timer is not None
         assert made.batcher._timer.when() - asyncio.get_running_loop().time() <= Batcher.SLEEP_MAX_S + 1
 
     bench(scenario, keep_up_load=0.0, latency_target_s=1e12)
+
+
+def test_what_comes_in_one_turn_of_the_loop_is_one_batch() -> None:
+    """The policy is asked when all that the sockets had to say is in, not after the first of them."""
+
+    async def scenario(made: Bench) -> None:
+        for item in range(4):
+            made.submit(item)
+        await made.until(4)
+
+    assert bench(scenario).sizes == [4]
+
+
+def test_buckets_do_not_share_a_batch() -> None:
+    """Who came first is run first, with those of the same bucket."""
+
+    async def scenario(made: Bench) -> None:
+        await held(made, [])
+        for item, bucket in ((1, "short"), (2, "long"), (3, "short"), (4, "long")):
+            made.submit(item, bucket)
+        made.gate.set()
+        await made.until(5)
+
+    batches: list[list[int]] = []
+
+    def predict(items: list[int]) -> list[int]:
+        batches.append(items)
+        return items
+
+    bench(scenario, predict)
+    assert batches == [[0], [1, 3], [2, 4]]
+
+
+def test_buckets_of_no_use_any_more_are_forgotten() -> None:
+    """Clients choose shapes; memory must not grow with what they think of."""
+
+    async def scenario(made: Bench) -> None:
+        for item in range(300):
+            made.submit(item, bucket=item)
+            await made.until(item + 1)
+        assert len(made.batcher._queues) <= Batcher.BUCKETS_MAX
+
+    bench(scenario)
+
+
+def test_a_brief_run_takes_no_thread() -> None:
+    """Where the model allows it and is known to be quick; the first run is a thread's."""
+
+    async def scenario(made: Bench) -> None:
+        made.submit(1)
+        await made.until(1)
+        made.batcher.learn(None, 1, Run([], 1e-5, 1e-5))
+        made.submit(2)
+        await made.until(2)
+
+    made = bench(scenario, brief=True)
+    assert made.answers == {1: 2, 2: 4}
+    assert threading.current_thread().name in made.threads
+    assert len(made.threads) <= 2
+    assert threading.current_thread().name not in bench(scenario).threads
+
+
+def test_several_runs_at_once_where_the_model_allows_it() -> None:
+    """Three slow requests take the time of one."""
+
+    async def scenario(made: Bench) -> None:
+        barrier.reset()
+        for item in (1, 2, 3):
+            made.submit(item)
+        await made.until(3)
+
+    barrier = threading.Barrier(3, timeout=5)
+
+    def together(items: list[int]) -> list[int]:
+        barrier.wait()
+        return items
+
+    assert bench(scenario, together, batch_max=1, concurrency=3).sizes == [1, 1, 1]
+
+
+def test_a_change_waits_for_the_run_and_holds_back_the_next() -> None:
+    """Threads of a model are not changed under its feet."""
+    order: list[Any] = []
+
+    async def scenario(made: Bench) -> None:
+        await held(made, [])
+        change = asyncio.ensure_future(made.batcher.between_runs(lambda: order.append("change")))
+        await asyncio.sleep(0)
+        made.submit(1)
+        made.gate.set()
+        await change
+        await made.until(2)
+
+    def predict(items: list[Any]) -> list[Any]:
+        order.append(items)
+        return items
+
+    bench(scenario, predict)
+    assert order == [[0], "change", [1]]
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_not_tried_again() -> None:
+    """Halved for those who are in it, and the limit from then on."""
+
+    async def scenario(made: Bench) -> None:
+        for item in range(8):
+            made.submit(item)
+        await made.until(8)
+
+    def small(items: list[int]) -> list[int]:
+        if len(items) > 2:
+            raise MemoryError
+        return items
+
+    made = bench(scenario, small, batch_max=8)
+    assert made.answers == {n: n for n in range(8)}
+    assert made.batcher.policy.batch_max == made.metrics.batch_max == 2
+
+
+def test_a_process_that_hangs_is_interrupted() -> None:
+    """Its model raises; who waits is served, and the worker stays."""
+    interrupted = threading.Event()
+
+    async def scenario(made: Bench) -> None:
+        made.submit("slow")
+        await asyncio.sleep(0.005)
+        made.submit(2)
+        await made.until(2)
+
+    def predict(items: list[Any]) -> list[Any]:
+        if "slow" in items:
+            assert interrupted.wait(5)
+            raise ItemError(504, "too slow")
+        return items
+
+    made = bench(scenario, predict, exec_timeout_s=0.02, interrupt=interrupted.set)
+    assert (made.answers["slow"].status, made.answers[2], made.hangs) == (504, 2, 0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infless_watchdog.isolation import ItemError, run_isolated
+from infless_watchdog.isolation import BatchError, ItemError, is_out_of_memory, run_isolated
 
 
 class Handler:
@@ -37,7 +37,7 @@ def statuses(answers: list[Any]) -> list[Any]:
 def test_a_good_batch_is_one_call() -> None:
     """Nothing is spent on isolation as long as nothing fails."""
     handler = Handler(bad=set())
-    assert run_isolated(handler, [1, 2, 3]) == [10, 20, 30]
+    assert run_isolated(handler, [1, 2, 3]).answers == [10, 20, 30]
     assert handler.calls == 1
 
 
@@ -46,39 +46,39 @@ def test_one_bad_item_fails_alone_wherever_it_is(size: int) -> None:
     """The others get their answers, for at most `2 log2(b) + 2` further calls."""
     for place in range(size):
         handler = Handler(bad={place})
-        answers = run_isolated(handler, list(range(size)))
+        answers = run_isolated(handler, list(range(size))).answers
         assert statuses(answers) == [500 if n == place else n * 10 for n in range(size)]
         assert handler.calls - 1 <= 2 * math.log2(size) + 2
 
 
 def test_several_bad_items_fail_alone() -> None:
     """Also side by side."""
-    assert statuses(run_isolated(Handler(bad={0, 3, 4}), list(range(6)))) == [500, 10, 20, 500, 500, 50]
+    assert statuses(run_isolated(Handler(bad={0, 3, 4}), list(range(6))).answers) == [500, 10, 20, 500, 500, 50]
 
 
 def test_a_handler_that_always_raises_is_called_twice_an_item_at_most() -> None:
     """What a broken model costs is bounded."""
     handler = Handler(bad=set(range(16)))
-    assert statuses(run_isolated(handler, list(range(16)))) == [500] * 16
+    assert statuses(run_isolated(handler, list(range(16))).answers) == [500] * 16
     assert handler.calls == 31
 
 
 def test_the_sentence_names_the_error() -> None:
     """Its type and its words; the error itself is kept for the log."""
-    (answer,) = run_isolated(Handler(bad={1}), [1])
+    (answer,) = run_isolated(Handler(bad={1}), [1]).answers
     assert str(answer) == "KeyError: 'cannot do 1'"
     assert isinstance(answer.__cause__, KeyError)
 
 
 def test_a_value_error_is_the_clients_fault() -> None:
     """422 instead of 500."""
-    assert statuses(run_isolated(Handler(bad={1}, error=ValueError), [0, 1])) == [0, 422]
+    assert statuses(run_isolated(Handler(bad={1}, error=ValueError), [0, 1]).answers) == [0, 422]
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, MemoryError, RecursionError])
 def test_nothing_that_is_raised_escapes(error: type[BaseException]) -> None:
     """Not even what is made to end a process."""
-    assert statuses(run_isolated(Handler(bad={1}, error=error), [0, 1])) == [0, 500]
+    assert statuses(run_isolated(Handler(bad={1}, error=error), [0, 1]).answers) == [0, 500]
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])
@@ -90,7 +90,7 @@ def test_a_wrong_number_of_answers_fails_the_batch(count: int) -> None:
         calls.append(batch)
         return [0] * count
 
-    answers = run_isolated(predict, [1, 2, 3])
+    answers = run_isolated(predict, [1, 2, 3]).answers
     assert statuses(answers) == [500] * 3
     assert f"returned {count} answers for a batch of 3 requests" in str(answers[0])
     assert len(calls) == 1
@@ -101,7 +101,7 @@ def test_a_wrong_number_of_answers_fails_the_batch(count: int) -> None:
 )
 def test_a_wrong_type_of_answer_fails_the_batch(result: Any) -> None:
     """Three characters, three keys or three things in any order are not three answers."""
-    answers = run_isolated(lambda _: result, [1, 2, 3])
+    answers = run_isolated(lambda _: result, [1, 2, 3]).answers
     assert statuses(answers) == [500] * 3
     assert f"must return a list with one answer per request; it returned {type(result).__name__}" in str(answers[0])
 
@@ -109,12 +109,14 @@ def test_a_wrong_type_of_answer_fails_the_batch(result: Any) -> None:
 @pytest.mark.parametrize("make", [list, tuple, np.asarray])
 def test_lists_tuples_and_arrays_are_answers(make: Callable[[list[int]], Any]) -> None:
     """An array's rows are in the order of the batch."""
-    assert list(run_isolated(lambda batch: make([n + 1 for n in batch]), [1, 2])) == [2, 3]
+    assert list(run_isolated(lambda batch: make([n + 1 for n in batch]), [1, 2]).answers) == [2, 3]
 
 
 def test_an_exception_in_an_items_place_fails_that_item() -> None:
     """The handler's own way to say so, without a second call."""
-    answers = run_isolated(lambda _: [1, ValueError("no face found"), ItemError(404, "no such user")], [0, 0, 0])
+    answers = run_isolated(
+        lambda _: [1, ValueError("no face found"), ItemError(404, "no such user")], [0, 0, 0]
+    ).answers
     assert statuses(answers) == [1, 422, 404]
     assert str(answers[1]) == "ValueError: no face found"
 
@@ -129,4 +131,60 @@ def test_a_handler_that_changes_its_list_harms_nobody() -> None:
             raise KeyError("one by one, please")
         return [size]
 
-    assert run_isolated(predict, [1, 2, 3]) == [1, 1, 1]
+    assert run_isolated(predict, [1, 2, 3]).answers == [1, 1, 1]
+
+
+def test_a_batch_error_is_not_split() -> None:
+    """Its thrower knows that parts of the batch would fare no better."""
+    calls = []
+
+    def predict(batch: list[Any]) -> list[Any]:
+        calls.append(len(batch))
+        raise BatchError(503, "the process cannot be started")
+
+    run = run_isolated(predict, [1, 2, 3])
+    assert (statuses(run.answers), calls, run.exec_s) == ([503] * 3, [3], None)
+
+
+@pytest.mark.parametrize("failed", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_too_large_a_batch_is_halved_and_says_what_fits(failed: Exception) -> None:
+    """Eight do not fit, four neither, two do: everybody is answered."""
+
+    def predict(batch: list[int]) -> list[int]:
+        if len(batch) > 2:
+            raise failed
+        return batch
+
+    run = run_isolated(predict, list(range(8)))
+    assert (run.answers, run.fits) == (list(range(8)), 2)
+
+
+def test_one_item_that_does_not_fit_is_its_own_fault() -> None:
+    """Whatever is halved further would be nothing."""
+    run = run_isolated(Handler(bad={1}, error=MemoryError), [1])
+    assert (statuses(run.answers), run.fits) == ([500], None)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (
+            RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer"),
+            True,
+        ),
+        (RuntimeError("std::bad_alloc: bad allocation"), True),
+        (RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("invalid dimensions"), False),
+        (ValueError("the memory of the elephant"), False),
+    ],
+)
+def test_the_words_of_the_runtimes(error: Exception, expected: bool) -> None:
+    """Python's, onnxruntime's, torch's, CUDA's."""
+    assert is_out_of_memory(error) is expected
+
+
+def test_a_split_batch_says_nothing_of_its_time() -> None:
+    """One that failed alone does: it was one call."""
+    assert run_isolated(Handler(bad={1}), [0, 1]).exec_s is None
+    assert run_isolated(Handler(bad=set()), [0, 1]).exec_s is not None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import re
 import socket
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
+from fake_model import FakeModel
 
 from infless_watchdog.app import Watchdog
 from infless_watchdog.calls import Call, Reply
@@ -17,11 +20,8 @@ from infless_watchdog.isolation import ItemError
 from infless_watchdog.settings import Settings
 
 
-class Upper:
-    """Bytes in, the same in capitals out."""
-
-    kind = "upper"
-    batched = True
+class Upper(FakeModel):
+    """Some bodies are refused, or break the reader or the writer."""
 
     def decode(self, call: Call) -> bytes:
         """The body; an empty one is refused, a strange one breaks the reader."""
@@ -31,23 +31,11 @@ class Upper:
             raise ZeroDivisionError("no idea")
         return call.body
 
-    def predict(self, items: list[bytes]) -> list[bytes]:
-        """Capitals."""
-        return [item.upper() for item in items]
-
     def encode(self, answer: bytes, item: bytes, call: Call) -> Reply:
         """As it is; one answer breaks the writer."""
         if answer == b"UNWRITABLE":
             raise ZeroDivisionError("no idea")
         return Reply(body=answer)
-
-    def example(self) -> bytes:
-        """For warming up."""
-        return b"x"
-
-    def metadata(self) -> dict[str, Any]:
-        """As a model of the inference protocol has it."""
-        return {"name": "f"}
 
     def close(self) -> None:
         """At the end; fails."""
@@ -70,11 +58,13 @@ class Instance:
         self.watchdog = watchdog
         self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 
-    async def ask(self, method: str, path: str, body: bytes = b"", *, metrics: bool = False) -> Answer:
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", *, metrics: bool = False, fields: Sequence[str] = ()
+    ) -> Answer:
         """One request on a connection of its own."""
         reader, writer = await asyncio.open_connection(*self.sockets[metrics].getsockname())
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+        lines = ["Host: x", "Connection: close", f"Content-Length: {len(body)}", *fields]
+        writer.write("\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode() + body)
         async with asyncio.timeout(5):
             data = await reader.read(-1)
         writer.close()
@@ -116,13 +106,13 @@ def run(scenario: Callable[[Instance], Coroutine[Any, Any, None]], model: Any = 
         ("GET", "/v2", 200, b'"binary_tensor_data"'),
         ("GET", "/v2/health/live", 200, b"OK"),
         ("GET", "/v2/health/ready", 200, b"ready"),
-        ("GET", "/v2/models/f", 200, b'{"name": "f"}'),
+        ("GET", "/v2/models/f", 200, b'{"name": "f"'),
         ("GET", "/v2/models/f/ready", 200, b"ready"),
         ("GET", "/v2/models/f/versions/1/ready", 200, b"ready"),
         ("POST", "/v2/models/f/infer", 200, b"ABC"),
         ("POST", "/v2/models/f/versions/1/infer", 200, b"ABC"),
         ("POST", "/v2/models/g/infer", 404, b'{"error": "the model is f, not g"}'),
-        ("POST", "/v2/models/f/train", 404, b"is not a route of this model"),
+        ("POST", "/v2/models/f/train", 404, b"is not a route of the inference protocol"),
         ("GET", "/v2/nothing", 404, b"is not a route of the inference protocol"),
     ],
 )
@@ -203,8 +193,8 @@ def test_warming_up_teaches_the_execution_times() -> None:
     """Of one and of the largest batch; the first user does not pay for it."""
 
     async def scenario(instance: Instance) -> None:
-        assert instance.watchdog.batcher is not None
-        assert 0 < instance.watchdog.batcher.times.estimate_s(8) < 1
+        assert instance.watchdog.pipeline is not None
+        assert 0 < instance.watchdog.pipeline.batcher._queue(None).times.estimate_s(8) < 1
 
     run(scenario, batch_max=8)
 
@@ -257,3 +247,189 @@ def test_a_handler_that_cannot_be_closed_stops_nobody(caplog: pytest.LogCaptureF
 
     run(scenario)
     assert "close() in handler.py failed" in caplog.text
+
+
+# what came with issue 3 -----------------------------------------------------------------------------------------------
+
+
+def test_preparing_and_finishing_are_beside_the_batch() -> None:
+    """Each item by itself, in other threads than the model's; what they raise is their item's own."""
+    threads: dict[str, str] = {}
+
+    class Dressed(FakeModel):
+        def prepare(self, item: bytes) -> bytes:
+            threads["prepare"] = threading.current_thread().name
+            if item == b"bad":
+                raise ValueError("no")
+            return b"<" + item
+
+        def predict(self, items: list[bytes]) -> list[bytes]:
+            threads["predict"] = threading.current_thread().name
+            return super().predict(items)
+
+        def finish(self, answer: bytes) -> bytes:
+            threads["finish"] = threading.current_thread().name
+            return answer + b">"
+
+    async def scenario(instance: Instance) -> None:
+        good, bad = await asyncio.gather(instance.ask("POST", "/", b"a"), instance.ask("POST", "/", b"bad"))
+        assert (good.body, bad.status, bad.body) == (b"<A>", 422, b"ValueError: no\n")
+        assert threads["predict"].startswith("model")
+        assert threads["prepare"].startswith("prepare")
+        assert threads["finish"].startswith("prepare")
+
+    run(scenario, Dressed())
+
+
+class Streaming(FakeModel):
+    """Answers in pieces; `closed` once nobody wants any more."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+
+    def predict(self, items: list[bytes]) -> list[Any]:
+        """One generator an item."""
+        return [self.pieces(item) for item in items]
+
+    def pieces(self, item: bytes) -> Iterator[bytes]:
+        """One for each byte; `!` breaks."""
+        try:
+            for octet in item:
+                if octet == ord("!"):
+                    raise KeyError("broken")
+                yield bytes([octet])
+        finally:
+            self.closed.set()
+
+    def encode(self, answer: Any, item: bytes, call: Call) -> Reply:
+        """Chunked."""
+        return Reply(chunks=answer, content_type=b"text/event-stream")
+
+
+def test_an_answer_in_pieces_is_streamed() -> None:
+    """Chunked, in order, with the model's content type."""
+
+    async def scenario(instance: Instance) -> None:
+        answer = await instance.ask("POST", "/", b"abc")
+        assert answer.status == 200
+        assert b"text/event-stream" in answer.head
+        assert answer.body == b"1\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n"
+
+    run(scenario, Streaming())
+
+
+def test_a_stream_that_breaks_is_cut() -> None:
+    """The client must see that it is not whole: the last chunk never comes. The instance goes on."""
+
+    async def scenario(instance: Instance) -> None:
+        answer = await instance.ask("POST", "/", b"ab!c")
+        assert answer.body == b"1\r\na\r\n1\r\nb\r\n"
+        assert (await instance.ask("POST", "/", b"d")).body.endswith(b"0\r\n\r\n")
+
+    run(scenario, Streaming())
+
+
+def test_a_stream_that_nobody_reads_is_closed() -> None:
+    """The handler's generator is told."""
+    model = Streaming()
+
+    async def scenario(instance: Instance) -> None:
+        _, writer = await asyncio.open_connection(*instance.sockets[0].getsockname())
+        body = bytes(1_000_000)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.transport.abort()
+        assert await asyncio.to_thread(model.closed.wait, 5)
+
+    run(scenario, model)
+
+
+def test_a_compressed_body_is_unpacked() -> None:
+    """Whatever the model; a coding that nobody knows is refused."""
+
+    async def scenario(instance: Instance) -> None:
+        packed = await instance.ask("POST", "/", gzip.compress(b"abc"), fields=["Content-Encoding: gzip"])
+        strange = await instance.ask("POST", "/", b"abc", fields=["Content-Encoding: zip"])
+        assert (packed.body, strange.status) == (b"ABC", 415)
+        assert await instance.counted("http_requests_total") == await instance.counted(
+            "infless_requests_received_total"
+        )
+
+    run(scenario)
+
+
+def test_a_large_text_is_compressed_for_who_accepts_it() -> None:
+    """And left alone for everybody else."""
+
+    async def scenario(instance: Instance) -> None:
+        body = b"abc" * 1000
+        packed = await instance.ask("POST", "/", body, fields=["Accept-Encoding: gzip"])
+        plain = await instance.ask("POST", "/", body)
+        assert gzip.decompress(packed.body) == plain.body == body.upper()
+
+    run(scenario, compress_min_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("wish", "status", "words"),
+    [
+        ({"batch_max": 2, "latency_target_s": 1, "wait_max_s": 0.5}, 200, '"batch_max": 2'),
+        ({"batch_max": 2, "latency_target_s": 1, "cpu_cores": 2}, 200, '"cpu_cores": 2'),
+        ({"batch_max": 0, "latency_target_s": 1}, 400, "batch_max is a whole number of at least 1, not 0"),
+        ({"batch_max": 1, "latency_target_s": 0}, 400, "latency_target_s is above 0 and at most 3600, not 0"),
+        ({"batch_max": 1, "latency_target_s": 1, "wait_max_s": -1}, 400, "wait_max_s is from 0 to 3600, not -1"),
+        ({"batch_max": 1, "latency_target_s": 1, "cpu_cores": 0}, 400, "cpu_cores is a whole number of at least 1"),
+        ([], 400, "send batch_max and latency_target_s as JSON"),
+        ({"batch_max": 1}, 400, "latency_target_s"),
+    ],
+)
+def test_what_the_provider_may_change(wish: Any, status: int, words: str) -> None:
+    """Batch, target, wait and threads, or a sentence that says what is allowed."""
+
+    async def scenario(instance: Instance) -> None:
+        answer = await instance.ask("PUT", "/_/config", json.dumps(wish).encode(), metrics=True)
+        assert (answer.status, words in answer.body.decode()) == (status, True), answer.body
+
+    run(scenario)
+
+
+def test_threads_that_cannot_be_changed_stay() -> None:
+    """The provider is told why."""
+
+    class Fixed(FakeModel):
+        def set_cpu_cores(self, cpu_cores: int) -> None:
+            raise RuntimeError("welded")
+
+    async def scenario(instance: Instance) -> None:
+        wish = b'{"batch_max": 1, "latency_target_s": 1, "cpu_cores": 4}'
+        answer = await instance.ask("PUT", "/_/config", wish, metrics=True)
+        assert (answer.status, answer.body) == (500, b"cpu_cores could not be changed to 4: welded\n")
+        assert (await instance.ask("POST", "/", b"a")).body == b"A"
+
+    run(scenario, Fixed())
+
+
+def test_readiness_can_be_the_handlers_own() -> None:
+    """of-watchdog's `ready_path`: the handler is asked there, and its status counts."""
+
+    class Handle(FakeModel):
+        kind = "handle"
+
+        def encode(self, answer: Any, item: Any, call: Call) -> Reply:
+            return Reply(status=418 if call.head.path == "/am-i-ready" else 200)
+
+    async def scenario(instance: Instance) -> None:
+        assert (await instance.ask("GET", "/_/ready")).status == 418
+        assert (await instance.ask("GET", "/")).status == 200
+
+    run(scenario, Handle(), ready_path="/am-i-ready")
+
+
+def test_a_device_that_is_not_there_shows_in_the_metrics() -> None:
+    """The model runs on the CPU though a GPU was asked for."""
+
+    async def scenario(instance: Instance) -> None:
+        assert await instance.counted("infless_device_fallback") == 1
+
+    run(scenario, model_device="cuda")

@@ -1,4 +1,4 @@
-"""`infless-watchdog`: wiring only. Serves the function in `function_dir`, or times it with `--curve`."""
+"""`infless-watchdog`: wiring only. Serves the function in `function_dir`, tries it (`--check`) or times it (`--curve`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from infless_watchdog.calls import LoadError
@@ -21,19 +22,34 @@ def main() -> None:
     parser.add_argument(
         "--curve", metavar="B,B,...", type=_sizes, help="time these batch sizes, print JSON lines, and end"
     )
-    parser.add_argument("--budget-s", type=float, default=2.0, help="seconds for --curve (default 2)")
+    parser.add_argument(
+        "--check",
+        metavar="FOLDER",
+        nargs="?",
+        const="",
+        help="try the function with samples, say what was found, and end",
+    )
+    parser.add_argument("--sample", metavar="FILE", type=Path, action="append", default=[], help="a body for --check")
+    parser.add_argument("--json", action="store_true", help="the report of --check as one JSON object")
+    parser.add_argument("--budget-s", type=float, default=2.0, help="seconds for --curve and --check (default 2)")
     options = parser.parse_args()
     # From 1.29 on, onnxruntime tells Microsoft of each model it loads, unless this is set before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         log_file = os.environ.get("log_file", "").strip()  # noqa: SIM112 - OpenFaaS's way to write them
-        if log_file and options.curve is None:  # before anything can be wrong: its sentence belongs there
+        serving = options.curve is None and options.check is None
+        if log_file and serving:  # before anything can be wrong: its sentence belongs there
             capture(Path(log_file))
         settings = read_settings(os.environ)
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-        if options.curve is None:
+        if serving:
             serve(settings)
             return
+        if options.check is not None:
+            from infless_watchdog.check import check
+
+            chosen = replace(settings, function_dir=options.check or settings.function_dir)
+            raise SystemExit(check(chosen, options.sample, as_json=options.json, budget_s=options.budget_s))
         from infless_watchdog.curve import write_curve
 
         raise SystemExit(write_curve(settings, options.curve, options.budget_s))

@@ -1,215 +1,257 @@
-"""The shell around the policy: one queue, one model, one batch at a time; the next forms while one runs."""
+"""The shell around the policy: queues by bucket, runs, timers. Decides nothing itself; its methods run on the loop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from infless_watchdog.batching import BatchPolicy, ExecutionTimes, Flush, WaitUntil, decide
-from infless_watchdog.isolation import ItemError, run_isolated
+from infless_watchdog.calls import Model
+from infless_watchdog.isolation import ItemError, Run, run_isolated
 from infless_watchdog.metrics import Metrics
+from infless_watchdog.queues import Queue, Ticket
 
 LOG = logging.getLogger("infless.watchdog")
-_Run = tuple[list[Any], float | None]
-"""Answers of a batch, and how long it took; None when it had to be split, which says nothing of its size."""
-
-
-class Ticket:
-    """One request's place in the queue."""
-
-    __slots__ = ("arrived_s", "deliver", "item", "live")
-
-    def __init__(self, item: Any, arrived_s: float, deliver: Callable[[Any], None]) -> None:
-        self.item = item
-        self.arrived_s = arrived_s
-        self.deliver = deliver
-        self.live = True
-        """False once the client has left: the item is not run, or its answer goes nowhere. Nobody else notices."""
 
 
 class Batcher:
-    """Executes what `batching.decide` says. All methods run on the event loop; the model runs in a thread."""
+    """Executes what `batching.decide` says."""
 
-    RATE_WINDOW_S = 1.0
-    """Arrivals of about the last second: a few batches' worth at any rate where batching matters."""
     SLEEP_MAX_S = 600.0
     """Longest timer: event loops refuse absurd ones, and asking the policy again costs nothing."""
+    BRIEF_S = 200e-6
+    """A shorter run takes the loop's own thread, where the model allows it. To hand a batch to a thread and take the
+    answers back costs 50 to 100 us, and a few times that is not felt by who waits for the loop."""
+    BRIEF_LEARNED = 8
+    """Of so many brief runs one is learned from: there are thousands a second, and learning is a part of their cost."""
+    BUCKETS_MAX = 64
+    """Buckets whose execution times are remembered while nobody waits in them."""
 
     def __init__(
         self,
-        predict: Callable[[list[Any]], Any],
+        model: Model,
         policy: BatchPolicy,
         metrics: Metrics,
+        answer: Callable[[Ticket, Any], None],
         *,
         exec_timeout_s: float,
         on_hang: Callable[[], None],
     ) -> None:
         self.policy = policy
-        self.times = ExecutionTimes()
-        self.draining = False
-        self._predict = predict
+        self.waiting = 0
+        """Requests in all queues."""
+        self._model = model
         self._metrics = metrics
+        self._answer = answer
         self._exec_timeout_s = exec_timeout_s
         self._on_hang = on_hang
-        self._queue: deque[Ticket] = deque()
-        self._running: list[Ticket] = []
+        self._queues: dict[Hashable, Queue] = {}
+        self._free = model.concurrency
+        self._runs: dict[int, list[Ticket]] = {}
+        self._started = 0
+        self._brief_runs = 0
+        self._changing = asyncio.Lock()
+        self._asked = False
+        self._abandoned = False
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at_s = 0.0
-        self._rate_rps = 0.0
-        self._rate_at_s = 0.0
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._expiry: asyncio.TimerHandle | None = None
+        self._executor = ThreadPoolExecutor(max_workers=model.concurrency, thread_name_prefix="model")
 
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        return len(self._queue)
+    def learn(self, bucket: Hashable, size: int, run: Run) -> None:
+        """What a run tells of the next ones of its bucket."""
+        self._learn(self._queue(bucket), size, run)
 
-    def reconfigure(self, *, batch_max: int, latency_target_s: float) -> None:
-        """Apply the provider's newest configuration; what waits is judged by it at once."""
-        self.policy = replace(self.policy, batch_max=batch_max, latency_target_s=latency_target_s)
-        self._metrics.batch_max.set(batch_max)
-        self._step()
-
-    def submit(self, item: Any, deliver: Callable[[Any], None]) -> Ticket:
-        """Queue one item; `deliver(answer or ItemError)` is called once, on the event loop."""
-        now_s = time.monotonic()
-        ticket = Ticket(item, now_s, deliver)
-        self._queue.append(ticket)
-        self._count_arrival(now_s)
-        self._step()
-        return ticket
-
-    def _count_arrival(self, now_s: float) -> None:
-        """An exponentially fading count of arrivals: rate without a timer."""
-        fade = max(0.0, 1.0 - (now_s - self._rate_at_s) / self.RATE_WINDOW_S)
-        self._rate_rps = self._rate_rps * fade + 1.0 / self.RATE_WINDOW_S
-        self._rate_at_s = now_s
-
-    def _step(self) -> None:
-        """Ask the policy and do what it says."""
-        if self._running:
-            return
-        self._drop_dead()
-        if self.draining and self._queue:
-            self._start(min(len(self._queue), self.policy.batch_max))
-            return
-        target_s = self.policy.latency_target_s
-        deadlines_s = [ticket.arrived_s + target_s for ticket in islice(self._queue, self.policy.batch_max)]
-        answer = decide(deadlines_s, time.monotonic(), self._rate_rps, self.times, self.policy)
-        match answer:
-            case Flush(count):
-                self._start(count)
-            case WaitUntil(at_s):
-                self._wake_at(at_s)
-            case None:
-                pass
-
-    def _drop_dead(self) -> None:
-        """Take out clients that left, and answer 504 where no answer can come in time any more."""
-        overdue_s = time.monotonic() - self._exec_timeout_s
-        kept: deque[Ticket] = deque()
-        for ticket in self._queue:
-            if not ticket.live:
-                continue
-            if ticket.arrived_s <= overdue_s:
-                self._deliver(ticket, ItemError(504, f"no answer within exec_timeout, {self._exec_timeout_s:g} s"))
-            else:
-                kept.append(ticket)
-        self._queue = kept
-        self._metrics.queue_length.set(len(kept))
-
-    def _wake_at(self, at_s: float) -> None:
-        if self._timer is not None:
-            if self._timer_at_s == at_s:
-                return
-            self._timer.cancel()
-        wait_s = min(max(0.0, at_s - time.monotonic()), self.SLEEP_MAX_S)
-        self._timer = asyncio.get_running_loop().call_later(wait_s, self._woken)
-        self._timer_at_s = at_s
-
-    def _woken(self) -> None:
-        self._timer = None
-        self._step()
-
-    def _start(self, count: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._running = [self._queue.popleft() for _ in range(count)]
-        now_s = time.monotonic()
-        for ticket in self._running:
-            self._metrics.wait.observe(now_s - ticket.arrived_s)
-        self._metrics.queue_length.set(len(self._queue))
-        loop = asyncio.get_running_loop()
-        items = [ticket.item for ticket in self._running]
-        watch = None if math.isinf(self._exec_timeout_s) else loop.call_later(self._exec_timeout_s, self._hung)
-        done = loop.run_in_executor(self._executor, _timed, self._predict, items)
-        done.add_done_callback(lambda future: self._finished(future, watch))
-
-    def _finished(self, future: asyncio.Future[_Run], watch: asyncio.TimerHandle | None) -> None:
-        if watch is not None:
-            watch.cancel()
-        batch, self._running = self._running, []
-        if future.cancelled() or not batch:
-            return
-        answers, exec_s = future.result()
-        self._metrics.batch_size.observe(len(batch))
-        if exec_s is not None:
-            self.times.observe(len(batch), exec_s)
-            self._metrics.executed(len(batch), exec_s)
-        # The model's core is free: let it have the next batch before the answers are written.
-        self._step()
-        for ticket, answer in zip(batch, answers, strict=True):
-            self._deliver(ticket, answer)
-
-    def _deliver(self, ticket: Ticket, answer: Any) -> None:
-        if isinstance(answer, ItemError):
-            self._metrics.failed_items.inc()
-        if ticket.live:
-            ticket.live = False
-            try:
-                ticket.deliver(answer)
-            except Exception:  # the others of this batch still get theirs
-                LOG.exception("an answer could not be delivered")
-
-    def _hung(self) -> None:
-        """The handler does not come back. Its thread cannot be stopped, so the process must be replaced."""
-        stuck = ItemError(504, f"the handler did not answer within exec_timeout, {self._exec_timeout_s:g} s")
-        lost = ItemError(503, "the instance is being replaced because its handler hangs; try again")
-        batch, self._running = self._running, []
-        waiting, self._queue = list(self._queue), deque()
-        for ticket in batch:
-            self._deliver(ticket, stuck)
-        for ticket in waiting:
-            self._deliver(ticket, lost)
-        self._on_hang()
+    def reconfigure(self, policy: BatchPolicy) -> None:
+        """Apply a new configuration; what waits is judged by it at once."""
+        self.policy = policy
+        self._metrics.batch_max = policy.batch_max
+        self._ask()
 
     def drain(self) -> None:
         """From now on run what waits, in full batches and without waiting for more."""
-        self.draining = True
-        self._step()
+        self.reconfigure(replace(self.policy, wait_max_s=0.0))
+
+    async def between_runs(self, change: Callable[[], None]) -> None:
+        """Run `change` in the model's thread while no batch does; requests wait meanwhile."""
+        async with self._changing:
+            while self._runs:
+                await asyncio.sleep(0.001)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._executor, change)
+            finally:
+                asyncio.get_running_loop().call_soon(self._ask)
+
+    def submit(self, ticket: Ticket, bucket: Hashable) -> None:
+        """Queue an item; `answer(ticket, answer or ItemError)` follows once, on the loop, unless it is withdrawn."""
+        queue = self._queues.get(bucket)
+        if queue is None:
+            queue = self._queue(bucket)
+        queue.append(ticket)
+        self.waiting += 1
+        if self._free and not self._asked:
+            self._ask()
+        if self._expiry is None:
+            self._expire()
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """The client left: its item is not run, or its answer goes nowhere. Its batch-mates never notice."""
+        ticket.live = False
+        self._abandoned = True
 
     def close(self) -> None:
-        """Give the thread back; a running batch is not waited for."""
+        """Give threads and timers back; a running batch is not waited for."""
+        for timer in (self._timer, self._expiry):
+            if timer is not None:
+                timer.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
+    def _queue(self, bucket: Hashable) -> Queue:
+        queue = self._queues.get(bucket)
+        if queue is None:
+            if len(self._queues) >= self.BUCKETS_MAX:
+                idle = [name for name, other in self._queues.items() if not len(other)]
+                for name in idle[: len(idle) // 2 + 1]:
+                    del self._queues[name]
+            queue = self._queues[bucket] = Queue()
+        return queue
 
-def _timed(predict: Callable[[list[Any]], Any], items: list[Any]) -> _Run:
-    runs = 0
+    # the policy ------------------------------------------------------------------------------------------------------
 
-    def counted(batch: list[Any]) -> Any:
-        nonlocal runs
-        runs += 1
-        return predict(batch)
+    def _ask(self) -> None:
+        """Ask the policy, once all that the sockets had to say in this turn of the loop is in."""
+        if not self._asked:
+            self._asked = True
+            asyncio.get_running_loop().call_soon(self._step)
 
-    started_s = time.perf_counter()
-    answers = run_isolated(counted, items)
-    return answers, time.perf_counter() - started_s if runs == 1 else None
+    def _step(self) -> None:
+        """Ask the policy and do what it says."""
+        self._asked = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._abandoned:
+            self._abandoned = False
+            self._remove(lambda ticket: not ticket.live)
+        while self._free and self.waiting and not self._changing.locked():
+            chosen = self._most_urgent()
+            if isinstance(chosen, float):
+                wait_s = min(max(0.0, chosen - time.monotonic()), self.SLEEP_MAX_S)
+                self._timer = asyncio.get_running_loop().call_later(wait_s, self._step)
+                return
+            self._start(*chosen)
+
+    def _most_urgent(self) -> tuple[Queue, Flush] | float:
+        """The queue to run, or when to ask again: of those that may run, the one with the oldest punctual request."""
+        now_s = time.monotonic()
+        chosen: tuple[Queue, Flush] | None = None
+        chosen_s = wake_s = math.inf
+        for queue in self._queues.values():
+            if not len(queue):
+                continue
+            rate_rps = queue.count_rate(now_s)
+            answer = decide(queue.arrivals_s, len(queue.late), now_s, rate_rps, queue.times, self.policy)
+            if isinstance(answer, WaitUntil):
+                wake_s = min(wake_s, answer.at_s)
+            elif answer is not None:
+                oldest_s = queue.arrivals_s[answer.skip] if answer.count else now_s
+                if chosen is None or oldest_s < chosen_s:
+                    chosen, chosen_s = (queue, answer), oldest_s
+        return wake_s if chosen is None else chosen
+
+    # runs ------------------------------------------------------------------------------------------------------------
+
+    def _start(self, queue: Queue, flush: Flush) -> None:
+        tickets = queue.take(flush)
+        self.waiting -= len(tickets)
+        self._metrics.started(tickets, time.monotonic())
+        items = [ticket.item for ticket in tickets]
+        if self._model.brief and 0.0 < queue.cpu_times.estimate_s(len(tickets)) < self.BRIEF_S:
+            run = run_isolated(self._model.predict, items)
+            self._brief_runs += 1
+            self._ran(queue, tickets, run, learn=self._brief_runs % self.BRIEF_LEARNED == 0)
+            self._deliver(tickets, run.answers)
+            return
+        self._free -= 1
+        self._started += 1
+        number, loop = self._started, asyncio.get_running_loop()
+        self._runs[number] = tickets
+        watch = None
+        if not math.isinf(self._exec_timeout_s):
+            watch = loop.call_later(self._exec_timeout_s, self._hung, number)
+
+        def finished(run: Run) -> None:
+            if watch is not None:
+                watch.cancel()
+            if self._runs.pop(number, None) is not None:
+                self._free += 1
+                # The model is free: let it have the next batch before the answers are written.
+                self._ran(queue, tickets, run)
+                self._step()
+                self._deliver(tickets, run.answers)
+
+        def work() -> None:
+            run = run_isolated(self._model.predict, items)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(finished, run)
+
+        self._executor.submit(work)
+
+    def _ran(self, queue: Queue, tickets: list[Ticket], run: Run, *, learn: bool = True) -> None:
+        self._metrics.ran(len(tickets), run.exec_s)
+        if learn or run.fits is not None:
+            self._learn(queue, len(tickets), run)
+
+    def _learn(self, queue: Queue, size: int, run: Run) -> None:
+        if run.exec_s is not None:
+            queue.times.observe(size, run.exec_s)
+            queue.cpu_times.observe(size, run.cpu_s)
+        if run.fits is not None and run.fits < self.policy.batch_max:
+            LOG.warning("a batch of %d does not fit into memory; from now on at most %d", size, run.fits)
+            self.reconfigure(replace(self.policy, batch_max=run.fits))
+
+    def _deliver(self, tickets: list[Ticket], answers: list[Any]) -> None:
+        for ticket, answer in zip(tickets, answers, strict=True):
+            if ticket.live:
+                try:
+                    self._answer(ticket, answer)
+                except Exception:  # the others of this batch still get theirs
+                    LOG.exception("an answer could not be delivered")
+
+    # what takes too long ---------------------------------------------------------------------------------------------
+
+    def _expire(self) -> None:
+        """Answer 504 where no answer came in time, a few times in each `exec_timeout`; rest while nobody waits."""
+        self._expiry = None
+        if not self.waiting or math.isinf(self._exec_timeout_s):
+            return
+        overdue_s = time.monotonic() - self._exec_timeout_s
+        fault = ItemError(504, f"no answer within exec_timeout, {self._exec_timeout_s:g} s")
+        overdue = self._remove(lambda ticket: ticket.arrived_s <= overdue_s)
+        self._deliver(overdue, [fault] * len(overdue))
+        period_s = min(1.0, self._exec_timeout_s / 8)
+        self._expiry = asyncio.get_running_loop().call_later(period_s, self._expire)
+
+    def _remove(self, gone: Callable[[Ticket], bool]) -> list[Ticket]:
+        removed = [ticket for queue in self._queues.values() for ticket in queue.remove(gone)]
+        self.waiting -= len(removed)
+        return removed
+
+    def _hung(self, number: int) -> None:
+        """The handler does not come back. A process of its own is ended; a thread only ends with the whole worker."""
+        if self._model.interrupt is not None:
+            self._model.interrupt()
+            return
+        tickets = self._runs.pop(number, [])
+        stuck = ItemError(504, f"the handler did not answer within exec_timeout, {self._exec_timeout_s:g} s")
+        self._deliver(tickets, [stuck] * len(tickets))
+        waiting = self._remove(lambda _: True)
+        lost = ItemError(503, "the instance is being replaced because its handler hangs; try again")
+        self._deliver(waiting, [lost] * len(waiting))
+        self._on_hang()

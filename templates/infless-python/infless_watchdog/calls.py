@@ -16,7 +16,7 @@ class LoadError(Exception):
 class Head:
     """What stands before a request's body. Requests of one client mostly share theirs, so it is read once and kept."""
 
-    __slots__ = ("content_type", "headers", "memo", "method", "path", "query")
+    __slots__ = ("content_encoding", "content_type", "headers", "memo", "method", "path", "query")
 
     def __init__(self, method: str = "GET", path: str = "/", query: str = "", headers: Sequence[Header] = ()) -> None:
         self.method = method
@@ -27,6 +27,7 @@ class Head:
         content_type = self.header(b"content-type") or b"application/json"
         self.content_type = content_type.decode("latin-1").partition(";")[0].strip().lower()
         """Without its parameters; JSON where nothing is said."""
+        self.content_encoding = self.header(b"content-encoding")
         self.memo: Any = None
         """What the model has found out about requests with this head; None at first."""
 
@@ -77,6 +78,9 @@ class Model(Protocol):
     """Work on one item before it is queued, in a pool beside `predict`; None for none."""
     finish: Callable[[Any], Any] | None
     """Work on one answer after `predict`, in the same pool; None for none."""
+
+    interrupt: Callable[[], None] | None
+    """Ends a run that hangs, so that `predict` raises; None where only ending the whole process would."""
 
     def decode(self, call: Call) -> Any:
         """The item of one request, on the event loop; raises ItemError when it cannot be one."""

@@ -31,6 +31,8 @@ def write_curve(settings: Settings, batches: Iterable[int], budget_s: float) -> 
     model = load_model(settings)
     try:
         example = model.example()
+        if example is not None and model.prepare is not None:
+            example = model.prepare(example)
     except Exception as error:
         raise LoadError(f"example() in handler.py raised {type(error).__name__}: {error}") from error
     if example is None:
@@ -38,7 +40,7 @@ def write_curve(settings: Settings, batches: Iterable[int], budget_s: float) -> 
         return 0
     sizes = sorted(set(batches)) if model.batched else [1]
     for size in sizes:
-        samples = _time(model, [example] * size, budget_s / len(sizes))
+        samples = time_batch(model, [example] * size, budget_s / len(sizes))
         _print({"batch": size, "exec_s": samples, "memory_bytes": _resident_bytes()})
         if min(samples) > TOO_SLOW_S:
             break
@@ -46,14 +48,19 @@ def write_curve(settings: Settings, batches: Iterable[int], budget_s: float) -> 
     return 0
 
 
-def _time(model: Model, items: list[object], budget_s: float) -> list[float]:
+def time_batch(model: Model, items: list[object], budget_s: float) -> list[float]:
+    """Seconds that runs of a batch take, at least 3 of them; two more before are not counted.
+
+    Raises:
+        SystemExit: an item fails; says on what.
+    """
     samples: list[float] = []
     ends_s = time.perf_counter() + budget_s
     while len(samples) < WARM_UPS + 3 or (time.perf_counter() < ends_s and len(samples) < 200):
         started_s = time.perf_counter()
-        answers = run_isolated(model.predict, items)
+        run = run_isolated(model.predict, items)
         samples.append(time.perf_counter() - started_s)
-        failed = next((answer for answer in answers if isinstance(answer, ItemError)), None)
+        failed = next((answer for answer in run.answers if isinstance(answer, ItemError)), None)
         if failed is not None:
             raise SystemExit(f"the handler fails on its own example() in a batch of {len(items)}: {failed}")
     return samples[WARM_UPS:]

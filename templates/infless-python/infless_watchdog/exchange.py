@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
-Header = tuple[bytes, bytes]
+from infless_watchdog.calls import Call, Head, Header
 
 _REASON = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NO_BODY = frozenset({204, 304})
+CONTENT_LENGTH = b"content-length: "
 TEXT = b"text/plain; charset=utf-8"
 JSON = b"application/json"
+
+
+def first_line(status: int) -> bytes:
+    """The status line of an answer."""
+    return b"HTTP/1.1 %b\r\n" % (_REASON.get(status) or str(status).encode())
 
 
 class Line(Protocol):
     """The connection that an exchange is answered on."""
 
     peer: str
+
+    def start_of(self, status: int, content_type: bytes) -> bytes:
+        """The first bytes of an answer: its first line and date, and with a content type all up to its length."""
+        ...
 
     def send(self, data: bytes) -> None:
         """Write to the client, if it is still there."""
@@ -41,23 +51,16 @@ class Line(Protocol):
         ...
 
 
-class Exchange:
+class Exchange(Call):
     """One request and its answer."""
 
-    __slots__ = (
-        "_chunked", "_connection", "body", "client_gone", "done", "headers", "keep_alive", "method", "on_gone",
-        "path", "query", "status", "version_1_0",
-    )  # fmt: skip
+    __slots__ = ("_chunked", "_connection", "client_gone", "done", "keep_alive", "on_gone", "status", "version_1_0")
 
-    def __init__(self, connection: Line) -> None:
+    def __init__(self, connection: Line, head: Head, body: bytes = b"") -> None:
+        self.head = head
+        self.body = body
         self._connection = connection
         self._chunked = False
-        self.method = "GET"
-        self.path = "/"
-        self.query = ""
-        self.headers: list[Header] = []
-        """Names in lower case, in the order they came."""
-        self.body: bytes | bytearray = b""
         self.keep_alive = True
         self.version_1_0 = False
         self.status = 0
@@ -66,12 +69,29 @@ class Exchange:
         self.on_gone: Callable[[], object] | None = None
         """Called once when the client leaves before the answer is complete."""
 
+    @property
+    def method(self) -> str:
+        """GET, POST and so on."""
+        return self.head.method
+
+    @property
+    def path(self) -> str:
+        """The target without its query, as it was sent."""
+        return self.head.path
+
+    @property
+    def query(self) -> str:
+        """What follows the target's question mark."""
+        return self.head.query
+
+    @property
+    def headers(self) -> Sequence[Header]:
+        """Names in lower case, in the order they came."""
+        return self.head.headers
+
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header, its name in lower case."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        return self.head.header(name)
 
     @property
     def peer(self) -> str:
@@ -79,36 +99,38 @@ class Exchange:
         return self._connection.peer
 
     def respond(
-        self, status: int, body: bytes = b"", content_type: bytes = TEXT, headers: Iterable[Header] = ()
+        self, status: int, body: bytes = b"", content_type: bytes = TEXT, headers: Sequence[Header] = ()
     ) -> None:
         """Answer at once. An exchange is answered once; the client may have left, which is no error."""
         if self.done:
             return
         self.status = status
-        parts = [b"HTTP/1.1 ", _REASON.get(status) or str(status).encode(), b"\r\n"]
-        if status not in _NO_BODY:
-            parts += (b"content-length: ", str(len(body)).encode(), b"\r\n")
-        if body or content_type is not TEXT:
-            parts += (b"content-type: ", content_type, b"\r\n")
+        bodiless = status in _NO_BODY
+        start = self._connection.start_of(status, b"" if bodiless else content_type)
+        if not headers and self.keep_alive and not bodiless and self.head.method != "HEAD" and self._stays():
+            self._finish(b"%b%d\r\n\r\n%b" % (start, len(body), body))
+            return
+        parts = [start] if bodiless else [start, str(len(body)).encode(), b"\r\n"]
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")
         self._say_how_it_ends(parts)
-        if self.method != "HEAD" and status not in _NO_BODY:
+        if self.method != "HEAD" and not bodiless:
             parts.append(body)
         self._finish(b"".join(parts))
 
-    def text(self, status: int, sentence: str, headers: Iterable[Header] = ()) -> None:
+    def text(self, status: int, sentence: str, headers: Sequence[Header] = ()) -> None:
         """Answer with one sentence for a person."""
         self.respond(status, sentence.encode(errors="replace") + b"\n", TEXT, headers)
 
-    def json(self, status: int, value: Any, headers: Iterable[Header] = ()) -> None:
+    def json(self, status: int, value: Any, headers: Sequence[Header] = ()) -> None:
         """Answer with a JSON value."""
         self.respond(status, json.dumps(value).encode(), JSON, headers)
 
-    def begin(self, status: int, headers: Iterable[Header]) -> None:
+    def begin(self, status: int, headers: Sequence[Header]) -> None:
         """Start an answer in pieces. Without a `content-length` among `headers` it is sent chunked."""
         self.status = status
-        parts = [b"HTTP/1.1 ", _REASON.get(status) or str(status).encode(), b"\r\n"]
+        dated = any(name == b"date" for name, _ in headers)
+        parts = [first_line(status) if dated else self._connection.start_of(status, b"")]
         sized = status in _NO_BODY or self.method == "HEAD"
         for name, value in headers:
             sized = sized or name == b"content-length"
@@ -141,6 +163,10 @@ class Exchange:
         if not self.done:
             self.done = True
             self._connection.cut()
+
+    def _stays(self) -> bool:
+        """Whether nothing is to be said of the connection: the usual case."""
+        return not self.version_1_0 and not self._connection.ends_after()
 
     def _say_how_it_ends(self, parts: list[bytes]) -> None:
         """The end of an answer's head. A client that knows of the close sends nothing more into it."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import Any, cast
 
 import httptools
 
-from infless_watchdog.exchange import JSON, TEXT, Exchange, Header
+from infless_watchdog.calls import Head, Header
+from infless_watchdog.exchange import CONTENT_LENGTH, JSON, TEXT, Exchange, first_line
 
 __all__ = ["JSON", "TEXT", "App", "Connection", "Edge", "Exchange", "Header", "Limits"]
 
@@ -40,6 +43,16 @@ class Limits:
     """A silent keep-alive connection is closed after this time."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The head of a connection's last request, to recognise the next one that is sent with the same bytes."""
+
+    octets: bytes
+    head: Head
+    total_bytes: int
+    """Of a whole request: head and body."""
+
+
 class Connection(asyncio.Protocol):
     """One client connection: bytes to exchanges and back. Create one per connection through `Edge`."""
 
@@ -47,11 +60,15 @@ class Connection(asyncio.Protocol):
         self._edge = edge
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
-        self._current: Exchange | None = None  # being parsed
+        self._current: Exchange | None = None  # its head is parsed, its body is not
+        self._in_message = False
         self._in_body = False
         self._replaying = False
+        self._known: _Known | None = None
+        self._last: Exchange | None = None  # the last one that the parser completed
         self._waiting: deque[Exchange] = deque()  # the first one is being answered
         self._url = b""
+        self._headers: list[Header] = []
         self._body: list[bytes] = []
         self._head_size = 0
         self._body_size = 0
@@ -90,10 +107,23 @@ class Connection(asyncio.Protocol):
         self._waiting.clear()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; what is not HTTP gets 400 and the connection's end."""
+        """Take requests that begin as the last one did; feed the parser with everything else."""
         if self._refusal is not None:
             return
-        self._heard = False
+        known = self._known
+        if known is not None and not self._in_message:
+            # Most clients send one request at a time, all with the same head: what it says is known already.
+            while data.startswith(known.octets) and len(data) >= known.total_bytes:
+                body = data[len(known.octets) : known.total_bytes]
+                data = data[known.total_bytes :]
+                self._whole(Exchange(self, known.head, body))
+                if not data:
+                    return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """What is not HTTP gets 400 and the connection's end."""
+        fresh, self._last, self._heard = not self._in_message, None, False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
@@ -104,6 +134,21 @@ class Connection(asyncio.Protocol):
         self._unheard_size = 0 if self._heard else self._unheard_size + len(data)
         if self._unheard_size > self._edge.limits.header_bytes:
             self._refuse_head()
+        if fresh and self._last is not None and not self._in_message:
+            self._remember(data, self._last)
+
+    def _remember(self, data: bytes, exchange: Exchange) -> None:
+        """Know the head again, if `data` were one plain request, framed by its length, and nothing else.
+
+        Every line of the head must end in CRLF: then its end is the first empty line, and no other reading of the same
+        bytes is possible.
+        """
+        size = data.find(b"\r\n\r\n") + 4
+        octets = data[:size]
+        plain = size + len(exchange.body) == len(data) and octets.count(b"\n") == octets.count(b"\r\n")
+        odd = exchange.header(b"transfer-encoding") or exchange.header(b"expect") or exchange.header(b"upgrade")
+        if plain and not odd and exchange.keep_alive and not exchange.version_1_0:
+            self._known = _Known(octets, exchange.head, len(data))
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Answer as if nobody had asked for another protocol (RFC 9110, section 7.8).
@@ -114,14 +159,14 @@ class Connection(asyncio.Protocol):
         if self._current is None or self._refusal is not None:
             return
         framing = (b"content-length", b"transfer-encoding")
-        fields = [b"%b: %b\r\n" % header for header in self._current.headers if header[0] in framing]
+        fields = [b"%b: %b\r\n" % header for header in self._current.head.headers if header[0] in framing]
         if not self._current.keep_alive:
             fields.append(b"connection: close\r\n")
         self._parser = httptools.HttpRequestParser(self)
         self._replaying = True
         self._parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(fields) + b"\r\n")
         if rest:
-            self.data_received(rest)
+            self._parse(rest)
 
     def pause_writing(self) -> None:
         """The client reads slower than we write."""
@@ -140,9 +185,11 @@ class Connection(asyncio.Protocol):
         """A new request begins."""
         if self._replaying:
             return
-        self._current = Exchange(self)
+        self._in_message = True
+        self._current = None
         self._in_body = False
         self._url = b""
+        self._headers = []
         self._body = []
         self._head_size = 0
         self._body_size = 0
@@ -156,30 +203,29 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header field. Trailers are counted and dropped (RFC 9110, section 6.5.1)."""
-        if self._current is not None and not self._replaying:
+        if not self._replaying:
             if not self._in_body:
-                self._current.headers.append((name.lower(), value))
+                self._headers.append((name.lower(), value))
             self._count_head(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
         """The head is complete: refuse what cannot be served before its body is sent."""
-        exchange = self._current
         self._in_body = True
-        if exchange is None or self._replaying:
+        if self._replaying or self._refusal is not None:
             self._replaying = False
             return
-        exchange.method = self._parser.get_method().decode("ascii")
-        exchange.version_1_0 = self._parser.get_http_version() == "1.0"
-        exchange.keep_alive = self._parser.should_keep_alive()
         url = self._url
         if url.startswith((b"http://", b"https://")):  # absolute form, as to a proxy
             url = b"/" + url.split(b"/", 3)[3] if url.count(b"/") > 2 else b"/"
         path, _, query = url.partition(b"?")
-        exchange.path = path.decode("latin-1")
-        exchange.query = query.decode("latin-1")
-        codings = [value.strip().lower() for name, value in exchange.headers if name == b"transfer-encoding"]
-        length = exchange.header(b"content-length")
-        if exchange.method == "CONNECT":
+        method = self._parser.get_method().decode("ascii")
+        head = Head(method, path.decode("latin-1"), query.decode("latin-1"), self._headers)
+        self._current = exchange = Exchange(self, head)
+        exchange.version_1_0 = self._parser.get_http_version() == "1.0"
+        exchange.keep_alive = self._parser.should_keep_alive()
+        codings = [value.strip().lower() for name, value in head.headers if name == b"transfer-encoding"]
+        length = head.header(b"content-length")
+        if method == "CONNECT":
             self._refuse(501, "this is not a proxy: CONNECT is not supported")
         elif codings and exchange.version_1_0:
             self._refuse(400, "HTTP/1.0 has no Transfer-Encoding")
@@ -187,7 +233,7 @@ class Connection(asyncio.Protocol):
             self._refuse(501, "the only Transfer-Encoding supported is chunked")
         elif length is not None and int(length) > self._edge.limits.body_bytes:
             self._refuse_body()
-        elif (exchange.header(b"expect") or b"").lower() == b"100-continue" and not self._waiting:
+        elif (head.header(b"expect") or b"").lower() == b"100-continue" and not self._waiting:
             # Behind an answer in the making it would land inside that; the client sends anyway after a while.
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -206,9 +252,14 @@ class Connection(asyncio.Protocol):
         exchange = self._current
         if exchange is None or self._parser.should_upgrade():  # `_ignore_upgrade` follows
             return
+        self._in_message = False
         self._current = None
         exchange.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
+        self._last = exchange
+        self._whole(exchange)
+
+    def _whole(self, exchange: Exchange) -> None:
         self._waiting.append(exchange)
         if len(self._waiting) == 1:
             self._serve(exchange)
@@ -216,6 +267,10 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     # answers ---------------------------------------------------------------------------------------------------------
+
+    def start_of(self, status: int, content_type: bytes) -> bytes:
+        """The first bytes of an answer; see `Edge.start_of`."""
+        return self._edge.start_of(status, content_type)
 
     def send(self, data: bytes) -> None:
         """Write to the client, if it is still there."""
@@ -229,7 +284,7 @@ class Connection(asyncio.Protocol):
 
     def ends_after(self) -> bool:
         """Whether the connection closes after the answer in the making."""
-        return self._edge.draining and len(self._waiting) <= 1 and self._current is None
+        return self._edge.draining and len(self._waiting) <= 1 and not self._in_message
 
     def answered(self, exchange: Exchange, data: bytes) -> None:
         """An answer is complete: send its last bytes, then begin the next request of this connection."""
@@ -239,7 +294,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
         self._waiting.popleft()
         self.since_s = self._edge.loop.time()
-        if not exchange.keep_alive or (self._edge.draining and not self._waiting and self._current is None):
+        if not exchange.keep_alive or (self._edge.draining and not self._waiting and not self._in_message):
             self._end()
             return
         if self._waiting:
@@ -289,7 +344,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Close a connection that has nothing in the making."""
-        if self._transport is not None and not self._waiting and self._current is None:
+        if self._transport is not None and not self._waiting and not self._in_message:
             self._transport.close()
 
     def expire(self, now_s: float) -> None:
@@ -305,9 +360,9 @@ class Connection(asyncio.Protocol):
             self.cut()
         elif self._waiting or self._lingering:
             return
-        elif self._current is not None and quiet_s > limits.read_timeout_s:
+        elif self._in_message and quiet_s > limits.read_timeout_s:
             self._refuse(408, f"the request did not arrive whole within {limits.read_timeout_s:g} s")
-        elif self._current is None and quiet_s > limits.idle_timeout_s:
+        elif not self._in_message and quiet_s > limits.idle_timeout_s:
             self._transport.close()
 
     def _count_head(self, size: int) -> None:
@@ -326,9 +381,9 @@ class Connection(asyncio.Protocol):
         """Answer what cannot be served, after what is in the making, and close."""
         if self._refusal is not None or self._transport is None or self._transport.is_closing():
             return
-        refusal = Exchange(self)
+        head = self._current.head if self._current is not None else Head()
+        refusal = Exchange(self, head)
         refusal.keep_alive = False
-        refusal.method = self._current.method if self._current is not None else "GET"
         self._refusal = (refusal, status, sentence)
         self._current = None
         self._body = []
@@ -355,6 +410,7 @@ class Edge:
         self.connections: set[Connection] = set()
         self.loop: asyncio.AbstractEventLoop
         self._server: asyncio.Server | None = None
+        self._starts: dict[tuple[int, bytes], bytes] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def listen(self, sock: Any) -> None:
@@ -363,8 +419,19 @@ class Edge:
         self._server = await self.loop.create_server(lambda: Connection(self), sock=sock, backlog=4096)
         self._sweep()
 
+    def start_of(self, status: int, content_type: bytes) -> bytes:
+        """The first bytes of an answer, up to its length. They are kept for a second, as long as `date` is the same."""
+        start = self._starts.get((status, content_type))
+        if start is None:
+            start = b"%bdate: %b\r\n" % (first_line(status), formatdate(time.time(), usegmt=True).encode())
+            if content_type:
+                start += b"content-type: %b\r\n%b" % (content_type, CONTENT_LENGTH)
+            self._starts[(status, content_type)] = start
+        return start
+
     def _sweep(self) -> None:
         now_s = self.loop.time()
+        self._starts.clear()
         for connection in list(self.connections):
             connection.expire(now_s)
         self._sweeper = self.loop.call_later(self.SWEEP_S, self._sweep)

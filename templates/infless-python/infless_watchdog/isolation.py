@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -14,29 +16,76 @@ class ItemError(Exception):
         self.status = status
 
 
-def run_isolated(predict: Callable[[list[Any]], Any], items: Sequence[Any]) -> list[Any]:
-    """Answers for `items`, in order; an exception stands where one failed.
+class BatchError(ItemError):
+    """A whole batch has failed, and running it in parts would not help."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What came of a batch."""
+
+    answers: list[Any]
+    """In order; an ItemError stands where one failed."""
+    exec_s: float | None
+    """None when the batch had to be split, which says nothing of its size."""
+    cpu_s: float = 0.0
+    """What the calling thread did of it: without waiting for the interpreter, other processes or a GPU."""
+    fits: int | None = None
+    """The largest part that memory had room for, where it had none for the whole."""
+
+
+def run_isolated(predict: Callable[[list[Any]], Any], items: Sequence[Any]) -> Run:
+    """Run a batch.
 
     A batch that raises is split in halves until the failing items are alone: about `2 log2(b)` further runs for one
     bad item. A handler that answers with the wrong number of results has failed for the whole batch: nobody can say
     which answer belongs to whom, and running it again would not help.
     """
+    run = Run([], None)
+    started_s, cpu_started_s = time.perf_counter(), time.thread_time()
+    whole = _run(predict, items, run)
+    exec_s, run.cpu_s = time.perf_counter() - started_s, time.thread_time() - cpu_started_s
+    if whole:
+        run.exec_s = exec_s
+    return run
+
+
+def _run(predict: Callable[[list[Any]], Any], items: Sequence[Any], run: Run) -> bool:
+    """Append the answers for `items`; whether one call gave them all."""
+    count = len(items)
     try:
         results = predict(list(items))  # a copy: a handler may empty its list and then raise
+    except BatchError as fault:
+        run.answers += [fault] * count
+        return False
     except BaseException as error:  # noqa: BLE001 - also sys.exit(): the user's code ends its items, not the instance
-        if len(items) == 1:
-            return [_as_item_error(error)]
-        middle = len(items) // 2
-        return run_isolated(predict, items[:middle]) + run_isolated(predict, items[middle:])
+        if count == 1:
+            run.answers.append(as_item_error(error))
+            return True
+        middle = count // 2
+        if is_out_of_memory(error):
+            run.fits = middle
+        _run(predict, items[:middle], run)
+        _run(predict, items[middle:], run)
+        return False
     if not _is_list(results):
         kind = type(results).__name__
-        fault = f"the handler must return a list with one answer per request; it returned {kind}"
-    elif len(results) != len(items):
-        came = len(results)
-        fault = f"the handler returned {came} answers for a batch of {len(items)} requests; they must be as many"
+        fault = ItemError(500, f"the handler must return a list with one answer per request; it returned {kind}")
+        run.answers += [fault] * count
+    elif len(results) != count:
+        sentence = f"the handler returned {len(results)} answers for a batch of {count} requests; they must be as many"
+        run.answers += [ItemError(500, sentence)] * count
     else:
-        return [_as_item_error(result) if isinstance(result, BaseException) else result for result in results]
-    return [ItemError(500, fault)] * len(items)
+        run.answers += [as_item_error(one) if isinstance(one, BaseException) else one for one in results]
+    return True
+
+
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad allocation", "alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a runtime says that the batch was too large for its memory: Python, torch, CUDA, onnxruntime."""
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _OUT_OF_MEMORY)
 
 
 def _is_list(results: Any) -> bool:
@@ -49,7 +98,8 @@ def _is_list(results: Any) -> bool:
     return isinstance(results, Sequence) or (hasattr(results, "tolist") and getattr(results, "ndim", 0) > 0)
 
 
-def _as_item_error(error: BaseException) -> ItemError:
+def as_item_error(error: BaseException) -> ItemError:
+    """What the client is told of an exception of the user's code."""
     if isinstance(error, ItemError):
         return error
     # ValueError is Python's word for "this input is wrong": the client's fault, not the server's.

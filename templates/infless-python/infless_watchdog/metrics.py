@@ -1,59 +1,132 @@
-"""What an instance reports: of-watchdog's names for requests, our own for batches."""
+"""What an instance reports: of-watchdog's names for requests, our own for batches.
+
+Counting costs an addition: plain numbers become Prometheus's metrics only when it asks.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from infless_watchdog.queues import Ticket
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
+class Histogram:
+    """Counts by upper bound."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Prometheus's form: bounds as text, counts that add up."""
+        names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+        return list(zip(names, accumulate(self.counts), strict=True))
+
+
 class Metrics:
-    """One registry per instance; children are looked up once and kept, as labels cost more than counting."""
+    """The figures of one instance since its start."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        labels = ("code", "method")
-        self._total = Counter("http_requests", "Requests answered.", labels, registry=self.registry)
-        self._duration = Histogram(
-            "http_request_duration_seconds", "Arrival to answer.", labels, buckets=_SECONDS, registry=self.registry
-        )
-        self.in_flight = Gauge("http_requests_in_flight", "Requests not yet answered.", registry=self.registry)
-        self.batch_size = Histogram(
-            "infless_batch_size", "Requests in a batch.", buckets=_SIZES, registry=self.registry
-        )
-        self._exec = Histogram(
-            "infless_batch_exec_seconds", "Execution of one batch.", ("batch",), buckets=_SECONDS,
-            registry=self.registry,
-        )  # fmt: skip
-        self.wait = Histogram(
-            "infless_queue_wait_seconds", "Arrival to start of the batch.", buckets=_SECONDS, registry=self.registry
-        )
-        self.queue_length = Gauge("infless_queue_length", "Requests waiting.", registry=self.registry)
-        self.batch_max = Gauge("infless_batch_max", "Largest batch allowed now.", registry=self.registry)
-        self.failed_items = Counter("infless_failed_items", "Requests the handler failed on.", registry=self.registry)
-        self.gone = Counter("infless_clients_gone", "Clients that left before the answer.", registry=self.registry)
-        self._by_answer: dict[tuple[int, str], tuple[Counter, Histogram]] = {}
-        self._by_size: dict[int, Histogram] = {}
+        self.received = 0
+        """Requests that came whole. Each is answered, or its client leaves."""
+        self.in_flight = 0
+        self.gone = 0
+        self.failed_items = 0
+        self.queue_length = 0
+        self.batch_max = 0
+        self.fallback = 0
+        """1 where the model does not run on the device that was asked for."""
+        self.process_restarts = 0
+        self.durations: dict[tuple[int, str], Histogram] = {}
+        """By status and method."""
+        self.exec_s: dict[int, Histogram] = {}
+        """By batch size."""
+        self.wait_s = Histogram(_SECONDS)
+        self.batch_size = Histogram(_SIZES)
 
     def answered(self, status: int, method: str, duration_s: float) -> None:
         """Count one answer."""
-        pair = self._by_answer.get((status, method))
-        if pair is None:
-            code, verb = str(status), method.lower()
-            pair = (self._total.labels(code, verb), self._duration.labels(code, verb))
-            self._by_answer[(status, method)] = pair
-        pair[0].inc()
-        pair[1].observe(duration_s)
+        histogram = self.durations.get((status, method))
+        if histogram is None:
+            histogram = self.durations[(status, method)] = Histogram(_SECONDS)
+        histogram.observe(duration_s)
 
-    def executed(self, size: int, exec_s: float) -> None:
-        """Time one batch."""
-        child = self._by_size.get(size)
-        if child is None:
-            child = self._by_size[size] = self._exec.labels(str(size))
-        child.observe(exec_s)
+    def started(self, tickets: Iterable[Ticket], now_s: float) -> None:
+        """Count the waiting of a batch that begins."""
+        observe = self.wait_s.observe
+        for ticket in tickets:
+            observe(now_s - ticket.arrived_s)
+
+    def ran(self, size: int, exec_s: float | None) -> None:
+        """Count a batch; its time where that says something of its size."""
+        self.batch_size.observe(size)
+        if exec_s is not None:
+            histogram = self.exec_s.get(size)
+            if histogram is None:
+                histogram = self.exec_s[size] = Histogram(_SECONDS)
+            histogram.observe(exec_s)
 
     def text(self) -> bytes:
         """Prometheus text format."""
-        return generate_latest(self.registry)
+        # Imported when first asked for: it costs every start of an instance more than its first scrape.
+        from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        registry.register(self)
+        return generate_latest(registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """For prometheus_client."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        labels = ("code", "method")
+        total = CounterMetricFamily("http_requests", "Requests answered.", labels=labels)
+        duration = HistogramMetricFamily("http_request_duration_seconds", "Arrival to answer.", labels=labels)
+        for (status, method), histogram in sorted(self.durations.items()):
+            values = (str(status), method.lower())
+            total.add_metric(values, sum(histogram.counts))
+            duration.add_metric(values, histogram.buckets(), histogram.total)
+        exec_s = HistogramMetricFamily("infless_batch_exec_seconds", "Execution of one batch.", labels=("batch",))
+        for size, histogram in sorted(self.exec_s.items()):
+            exec_s.add_metric((str(size),), histogram.buckets(), histogram.total)
+        yield from (total, duration, exec_s)
+        yield _plain(HistogramMetricFamily, "infless_batch_size", "Requests in a batch.", self.batch_size)
+        yield _plain(HistogramMetricFamily, "infless_queue_wait_seconds", "Arrival to start of the batch.", self.wait_s)
+        for name, text, count in (
+            ("infless_requests_received", "Requests that came whole.", self.received),
+            ("infless_clients_gone", "Clients that left before the answer.", self.gone),
+            ("infless_failed_items", "Requests the handler failed on.", self.failed_items),
+            ("infless_handler_process_restarts", "Handler processes replaced.", self.process_restarts),
+        ):
+            yield CounterMetricFamily(name, text, value=count)
+        for name, text, count in (
+            ("http_requests_in_flight", "Requests not yet answered.", self.in_flight),
+            ("infless_queue_length", "Requests waiting.", self.queue_length),
+            ("infless_batch_max", "Largest batch allowed now.", self.batch_max),
+            ("infless_device_fallback", "1: the model is not on the device asked for.", self.fallback),
+        ):
+            yield GaugeMetricFamily(name, text, value=count)
+
+
+def _plain(family: Any, name: str, text: str, histogram: Histogram) -> Metric:
+    metric: Metric = family(name, text)
+    metric.add_metric((), histogram.buckets(), histogram.total)  # type: ignore[attr-defined]
+    return metric

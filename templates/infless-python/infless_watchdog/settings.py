@@ -140,6 +140,8 @@ class Settings:  # each `_read` is a dataclass field
     """A client that takes nothing of its answer for this long is dropped; also the longest drain after SIGTERM."""
     healthcheck_interval_s: float = _read(duration_s, 2.0)
     """After SIGTERM requests are still taken for this long, so that a load balancer can notice."""
+    ready_path: str = _read(str, "")
+    """Where a `handle(event, context)` says whether it is ready: `/_/ready` asks it there (of-watchdog)."""
     max_inflight: int = _read(_whole(0), 0)
     """429 above this many requests at once; 0 is no limit (of-watchdog)."""
     queue_max: int = _read(_whole(1), 1024)

@@ -1,0 +1,200 @@
+"""The way of one request, whatever it came by: admission, decode, prepare, batch, finish, encode, deliver."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from infless_watchdog import oip
+from infless_watchdog.batcher import Batcher
+from infless_watchdog.batching import BatchPolicy
+from infless_watchdog.calls import Call, Model
+from infless_watchdog.isolation import ItemError, as_item_error, run_isolated
+from infless_watchdog.metrics import Metrics
+from infless_watchdog.queues import Deliver, Ticket
+from infless_watchdog.settings import Settings
+
+LOG = logging.getLogger("infless.watchdog")
+
+
+class Pipeline:
+    """One loaded model and its queue. All methods run on the event loop, but `warm_up`."""
+
+    def __init__(self, model: Model, settings: Settings, metrics: Metrics, on_hang: Callable[[], None]) -> None:
+        self.model = model
+        self.settings = settings
+        self.metrics = metrics
+        policy = BatchPolicy(
+            batch_max=settings.batch_max if model.batched else 1,
+            latency_target_s=settings.latency_target_s,
+            wait_max_s=settings.wait_max_s,
+            keep_up_load=settings.keep_up_load,
+        )
+        self.batcher = Batcher(
+            model, policy, metrics, self._answered, exec_timeout_s=settings.exec_timeout_s, on_hang=on_hang
+        )
+        self._preparing = 0
+        self._pool = ThreadPoolExecutor(max_workers=max(2, settings.cpu_cores), thread_name_prefix="prepare")
+
+    def warm_up(self) -> None:
+        """Run the batch sizes in use: the first user must not pay for lazy initialisation. Runs in a thread."""
+        try:
+            example = self.model.example()
+            if example is not None and self.model.prepare is not None:
+                example = self.model.prepare(example)
+        except Exception as error:  # noqa: BLE001 - nobody's request
+            LOG.warning("example() in handler.py raised %s: %s", type(error).__name__, error)
+            return
+        if example is None:
+            return
+        bucket = self.model.bucket(example)
+        largest = self.batcher.policy.batch_max
+        # The first run is lazy initialisation: it is not timed. A GPU chooses its kernels for each size anew.
+        sizes = [largest, largest, 1]
+        if self.model.device != "cpu":
+            sizes += [2**power for power in range(1, largest.bit_length()) if 2**power < largest]
+        for place, size in enumerate(sizes):
+            run = run_isolated(self.model.predict, [example] * size)
+            failed = next((answer for answer in run.answers if isinstance(answer, ItemError)), None)
+            if failed is not None:
+                LOG.warning("the handler fails on its own example() in a batch of %d: %s", size, failed)
+            elif place:
+                self.batcher.learn(bucket, size, run)
+
+    def begin(self) -> None:
+        """The model is warm."""
+        self.reconfigure(self.batcher.policy)  # warming up may have shown that it cannot batch
+        self.metrics.fallback = int(self.model.device != self.settings.model_device)
+        # What is there now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+
+    def reconfigure(self, policy: BatchPolicy) -> None:
+        """Batch and wait as the provider wishes, from the next decision on."""
+        self.batcher.reconfigure(policy if self.model.batched else replace(policy, batch_max=1))
+
+    async def set_cpu_cores(self, cpu_cores: int) -> None:
+        """Threads as the provider wishes, from the next run on."""
+        await self.batcher.between_runs(lambda: self.model.set_cpu_cores(cpu_cores))
+
+    def refusal(self) -> ItemError | None:
+        """Why no request can be taken now."""
+        settings = self.settings
+        if 0 < settings.max_inflight <= self.metrics.in_flight:
+            return ItemError(429, f"max_inflight, {settings.max_inflight}, is reached")
+        if self.batcher.waiting + self._preparing >= settings.queue_max:
+            return ItemError(503, f"{settings.queue_max} requests are waiting already")
+        return None
+
+    def submit(self, call: Call, deliver: Deliver) -> Ticket:
+        """Take one request; `deliver(call, reply or fault)` follows once, on the event loop, unless it is withdrawn."""
+        metrics = self.metrics
+        ticket = Ticket(call, deliver, time.monotonic())
+        fault = self.refusal()
+        metrics.received += 1
+        metrics.in_flight += 1
+        if fault is None:
+            try:
+                ticket.item = self.model.decode(call)
+            except Exception as error:  # noqa: BLE001 - answered, as every request is
+                fault = error if isinstance(error, ItemError) else _internal("the request cannot be read", error)
+        if fault is not None:
+            self._deliver(ticket, fault)
+        elif self.model.prepare is None:
+            self.batcher.submit(ticket, self.model.bucket(ticket.item))
+        else:
+            self._prepare(ticket, self.model.prepare)
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """The client has left."""
+        if ticket.live:
+            self.metrics.gone += 1
+            self.metrics.in_flight -= 1
+            self.batcher.withdraw(ticket)
+
+    def statistics(self) -> dict[str, Any]:
+        """Triton's statistics extension."""
+        return oip.statistics(self.settings.function_name, self.metrics)
+
+    def config(self) -> dict[str, Any]:
+        """Triton's model configuration extension."""
+        said = self.model.metadata()
+        return oip.config(said["name"], self.batcher.policy.batch_max, said["inputs"], said["outputs"])
+
+    def close(self) -> None:
+        """Give threads and the model back."""
+        self.batcher.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        try:
+            self.model.close()
+        except Exception:
+            LOG.exception("close() in handler.py failed")
+
+    # beside the batches ----------------------------------------------------------------------------------------------
+
+    def _prepare(self, ticket: Ticket, prepare: Callable[[Any], Any]) -> None:
+        self._preparing += 1
+
+        def prepared(done: asyncio.Future[Any]) -> None:
+            self._preparing -= 1
+            if not ticket.live or done.cancelled():
+                return
+            error = done.exception()
+            if error is not None:
+                self._answered(ticket, as_item_error(error))
+                return
+            ticket.item = done.result()
+            self.batcher.submit(ticket, self.model.bucket(ticket.item))
+
+        self._in_pool(prepare, ticket.item).add_done_callback(prepared)
+
+    def _answered(self, ticket: Ticket, answer: Any) -> None:
+        if isinstance(answer, ItemError):
+            self.metrics.failed_items += 1
+            self._deliver(ticket, answer)
+        elif self.model.finish is None:
+            self._encode(ticket, answer)
+        else:
+
+            def finished(done: asyncio.Future[Any]) -> None:
+                if ticket.live and not done.cancelled():
+                    error = done.exception()
+                    if error is None:
+                        self._encode(ticket, done.result())
+                    else:
+                        self._deliver(ticket, as_item_error(error))
+
+            self._in_pool(self.model.finish, answer).add_done_callback(finished)
+
+    def _in_pool(self, work: Callable[[Any], Any], value: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, value)
+
+    def _encode(self, ticket: Ticket, answer: Any) -> None:
+        try:
+            reply = self.model.encode(answer, ticket.item, ticket.call)
+        except ItemError as fault:
+            self._deliver(ticket, fault)
+        except Exception as error:  # noqa: BLE001 - an answer that cannot be written is this request's fault alone
+            self._deliver(ticket, _internal("the answer cannot be written", error))
+        else:
+            self._deliver(ticket, reply)
+
+    def _deliver(self, ticket: Ticket, outcome: Any) -> None:
+        ticket.live = False
+        metrics = self.metrics
+        metrics.in_flight -= 1
+        metrics.answered(outcome.status, ticket.call.head.method, time.monotonic() - ticket.arrived_s)
+        ticket.deliver(ticket.call, outcome)
+
+
+def _internal(what: str, error: Exception) -> ItemError:
+    fault = ItemError(500, f"{what}: {error}")
+    fault.__cause__ = error
+    return fault

@@ -60,8 +60,8 @@ class Client:
         self.sent: list[bytes] = []
         self.closed = False
         self.edge = Edge(self._app, Limits(header_bytes=1000))
-        self.edge.loop = cast(Any, SimpleNamespace(time=lambda: 0.0, call_soon=lambda call: self._soon.append(call)))
         self._soon: list[Any] = []
+        self.edge.loop = cast(Any, SimpleNamespace(time=lambda: 0.0, call_soon=self._soon.append))
         self.connection = Connection(self.edge)
         if not recognise:
             self.connection._remember = lambda *_: None  # type: ignore[method-assign]

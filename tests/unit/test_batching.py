@@ -62,7 +62,9 @@ def test_waiting_ends_when_the_oldest_requests_slack_does() -> None:
 def test_waiting_ends_at_its_own_limit() -> None:
     """Where the provider wants less waiting than the target would allow."""
     policy = BatchPolicy(batch_max=8, latency_target_s=0.1, wait_max_s=0.02)
-    assert ask([0.0], 0.0, policy=policy) == WaitUntil(0.02)
+    answer = ask([0.0], 0.0, policy=policy)
+    assert isinstance(answer, WaitUntil)
+    assert answer.at_s == 0.02
     assert ask([0.0], 0.02, policy=policy) == Flush(1)
 
 
@@ -104,6 +106,13 @@ def test_a_batch_that_has_grown_enough_to_keep_up_runs() -> None:
     """At 60 requests a second one alone (20 ms) is too slow; five together (32 ms) leave time free."""
     assert isinstance(ask([0.0], 0.0, 60.0), WaitUntil)
     assert ask([0.0] * 5, 0.0, 60.0) == Flush(5)
+
+
+def test_a_wait_says_how_many_would_end_it() -> None:
+    """At 100 a second four keep up, and two do not; at 1000 only a full batch is enough."""
+    assert ask([0.0], 0.0, 100.0).size == 4
+    assert isinstance(ask([0.0] * 4, 0.0, 100.0), Flush)
+    assert ask([0.0], 0.0, 1000.0).size == 8
 
 
 def test_keep_up_load_zero_waits_as_the_paper_does() -> None:

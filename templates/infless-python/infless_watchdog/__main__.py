@@ -1,4 +1,4 @@
-"""`infless-watchdog`: wiring only. Serves the function in `function_dir`, tries it (`--check`) or times it (`--curve`)."""
+"""`infless-watchdog`: wiring only. Serves a function, tries it (`--check`) or times it (`--curve`)."""
 
 from __future__ import annotations
 

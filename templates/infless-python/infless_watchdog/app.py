@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
-from infless_watchdog import bodies, oip
+from infless_watchdog import bodies, oip_about
 from infless_watchdog.calls import Call, Head, Model, Reply
 from infless_watchdog.exchange import Exchange
 from infless_watchdog.handlers import load_model
@@ -160,8 +160,8 @@ class Watchdog:
         """What the protocol tells of the server and its model, by route."""
         name = self.settings.function_name
         return {
-            (): lambda _: oip.server_metadata(),
-            ("repository", "index"): lambda pipeline: oip.repository_index(name, pipeline.refusal() is None),
+            (): lambda _: oip_about.server_metadata(),
+            ("repository", "index"): lambda pipeline: oip_about.repository_index(name, pipeline.refusal() is None),
             ("models", name): lambda pipeline: pipeline.model.metadata(),
             ("models", name, "config"): lambda pipeline: pipeline.config(),
             ("models", name, "stats"): lambda pipeline: pipeline.statistics(),
@@ -193,7 +193,8 @@ class Watchdog:
         if ticket is not None and not exchange.done:
             exchange.on_gone = lambda: self.pipeline.withdraw(ticket)  # type: ignore[union-attr]
 
-    def _deliver(self, exchange: Exchange, outcome: Reply | ItemError) -> None:  # type: ignore[override]
+    def _deliver(self, call: Call, outcome: Reply | ItemError) -> None:
+        exchange = cast("Exchange", call)
         if isinstance(outcome, ItemError):
             self._answer_fault(exchange, outcome)
         elif outcome.chunks is not None:

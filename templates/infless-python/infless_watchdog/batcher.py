@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from infless_watchdog.batching import BatchPolicy, ExecutionTimes, Flush, WaitUntil, decide
+from infless_watchdog.batching import BatchPolicy, Flush, WaitUntil, decide
 from infless_watchdog.calls import Model
 from infless_watchdog.isolation import ItemError, Run, run_isolated
 from infless_watchdog.metrics import Metrics
@@ -57,10 +57,14 @@ class Batcher:
         self._runs: dict[int, list[Ticket]] = {}
         self._started = 0
         self._brief_runs = 0
+        self._turn_cpu_s = 0.0
         self._changing = asyncio.Lock()
         self._asked = False
+        self._wanted = 1
+        """Requests that must wait before it is of use to ask the policy."""
         self._abandoned = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = 0.0
         self._expiry: asyncio.TimerHandle | None = None
         self._executor = ThreadPoolExecutor(max_workers=model.concurrency, thread_name_prefix="model")
 
@@ -95,7 +99,7 @@ class Batcher:
             queue = self._queue(bucket)
         queue.append(ticket)
         self.waiting += 1
-        if self._free and not self._asked:
+        if self.waiting >= self._wanted and self._free and not self._asked:
             self._ask()
         if self._expiry is None:
             self._expire()
@@ -133,37 +137,50 @@ class Batcher:
     def _step(self) -> None:
         """Ask the policy and do what it says."""
         self._asked = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._wanted = 1
         if self._abandoned:
             self._abandoned = False
             self._remove(lambda ticket: not ticket.live)
         while self._free and self.waiting and not self._changing.locked():
             chosen = self._most_urgent()
-            if isinstance(chosen, float):
-                wait_s = min(max(0.0, chosen - time.monotonic()), self.SLEEP_MAX_S)
-                self._timer = asyncio.get_running_loop().call_later(wait_s, self._step)
+            if isinstance(chosen, WaitUntil):
+                self._wake_at(chosen.at_s)
+                # With several buckets nobody can say which one the next request fills.
+                self._wanted = chosen.size if len(self._queues) == 1 else 1
                 return
             self._start(*chosen)
 
-    def _most_urgent(self) -> tuple[Queue, Flush] | float:
-        """The queue to run, or when to ask again: of those that may run, the one with the oldest punctual request."""
+    def _wake_at(self, at_s: float) -> None:
+        """Ask again then; or earlier, when there is a timer for that: to let it run costs less than a new one."""
+        if self._timer is not None:
+            if self._timer_at_s <= at_s:
+                return
+            self._timer.cancel()
+        wait_s = min(max(0.0, at_s - time.monotonic()), self.SLEEP_MAX_S)
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._woken)
+        self._timer_at_s = at_s
+
+    def _woken(self) -> None:
+        self._timer = None
+        self._step()
+
+    def _most_urgent(self) -> tuple[Queue, Flush] | WaitUntil:
+        """Of the queues that may run, the one with the oldest punctual request; or when to ask again."""
         now_s = time.monotonic()
         chosen: tuple[Queue, Flush] | None = None
-        chosen_s = wake_s = math.inf
+        chosen_s, wake = math.inf, WaitUntil(math.inf)
         for queue in self._queues.values():
             if not len(queue):
                 continue
             rate_rps = queue.count_rate(now_s)
             answer = decide(queue.arrivals_s, len(queue.late), now_s, rate_rps, queue.times, self.policy)
             if isinstance(answer, WaitUntil):
-                wake_s = min(wake_s, answer.at_s)
+                wake = answer if answer.at_s < wake.at_s else wake
             elif answer is not None:
                 oldest_s = queue.arrivals_s[answer.skip] if answer.count else now_s
                 if chosen is None or oldest_s < chosen_s:
                     chosen, chosen_s = (queue, answer), oldest_s
-        return wake_s if chosen is None else chosen
+        return wake if chosen is None else chosen
 
     # runs ------------------------------------------------------------------------------------------------------------
 
@@ -173,10 +190,7 @@ class Batcher:
         self._metrics.started(tickets, time.monotonic())
         items = [ticket.item for ticket in tickets]
         if self._model.brief and 0.0 < queue.cpu_times.estimate_s(len(tickets)) < self.BRIEF_S:
-            run = run_isolated(self._model.predict, items)
-            self._brief_runs += 1
-            self._ran(queue, tickets, run, learn=self._brief_runs % self.BRIEF_LEARNED == 0)
-            self._deliver(tickets, run.answers)
+            self._run_here(queue, tickets, items)
             return
         self._free -= 1
         self._started += 1
@@ -192,7 +206,8 @@ class Batcher:
             if self._runs.pop(number, None) is not None:
                 self._free += 1
                 # The model is free: let it have the next batch before the answers are written.
-                self._ran(queue, tickets, run)
+                self._metrics.ran(len(tickets), run.exec_s)
+                self._learn(queue, len(tickets), run)
                 self._step()
                 self._deliver(tickets, run.answers)
 
@@ -203,9 +218,21 @@ class Batcher:
 
         self._executor.submit(work)
 
-    def _ran(self, queue: Queue, tickets: list[Ticket], run: Run, *, learn: bool = True) -> None:
+    def _run_here(self, queue: Queue, tickets: list[Ticket], items: list[Any]) -> None:
+        """A brief run, on the loop.
+
+        Reading requests and writing answers then costs more than the run between them, and all of it keeps the next
+        batch waiting: what the process does from the end of one run to the end of the next is what a batch takes.
+        """
+        run = run_isolated(self._model.predict, items)
         self._metrics.ran(len(tickets), run.exec_s)
-        if learn or run.fits is not None:
+        self._deliver(tickets, run.answers)
+        self._brief_runs += 1
+        turn = self._brief_runs % self.BRIEF_LEARNED
+        if turn == 0:
+            self._turn_cpu_s = time.process_time()
+        elif turn == 1:
+            run.exec_s = run.exec_s and time.process_time() - self._turn_cpu_s
             self._learn(queue, len(tickets), run)
 
     def _learn(self, queue: Queue, size: int, run: Run) -> None:

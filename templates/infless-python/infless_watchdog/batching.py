@@ -46,9 +46,10 @@ class Flush:
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil:
-    """Nothing to do before this time, unless a request arrives or the model becomes free."""
+    """Nothing to do before this time, unless so many requests wait. To ask earlier does no harm."""
 
     at_s: float
+    size: int = 1
 
 
 class ExecutionTimes:
@@ -150,7 +151,14 @@ def decide(
     # The batch may still grow while we wait: leave the time that the full one takes.
     slack_ends_s = oldest_s + policy.latency_target_s - policy.safety_s - times.estimate_s(policy.batch_max)
     wait_ends_s = min(slack_ends_s, oldest_s + policy.wait_max_s)
-    return flush if now_s >= wait_ends_s else WaitUntil(wait_ends_s)
+    return flush if now_s >= wait_ends_s else WaitUntil(wait_ends_s, _enough(full, rate_rps, times, policy))
+
+
+def _enough(size: int, rate_rps: float, times: ExecutionTimes, policy: BatchPolicy) -> int:
+    """How many requests would be flushed, roughly: `size` is too few, twice as many are tried next."""
+    while size < policy.batch_max and rate_rps * times.estimate_s(size) > policy.keep_up_load * size:
+        size = min(2 * size, policy.batch_max)
+    return size
 
 
 def _hopeless(arrivals_s: Sequence[float], now_s: float, times: ExecutionTimes, policy: BatchPolicy) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,7 +57,7 @@ class Reply:
     content_type: bytes = b"text/plain; charset=utf-8"
     status: int = 200
     headers: tuple[Header, ...] = ()
-    chunks: Iterator[bytes] | AsyncIterator[bytes] | None = None
+    chunks: Iterator[bytes] | None = None
     """An answer in pieces, sent as they come; `body` is then empty."""
 
 

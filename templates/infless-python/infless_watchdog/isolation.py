@@ -55,8 +55,8 @@ def _run(predict: Callable[[list[Any]], Any], items: Sequence[Any], run: Run) ->
     count = len(items)
     try:
         results = predict(list(items))  # a copy: a handler may empty its list and then raise
-    except BatchError as fault:
-        run.answers += [fault] * count
+    except BatchError as error:
+        run.answers += [error] * count
         return False
     except BaseException as error:  # noqa: BLE001 - also sys.exit(): the user's code ends its items, not the instance
         if count == 1:

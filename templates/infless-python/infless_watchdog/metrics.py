@@ -5,10 +5,13 @@ Counting costs an addition: plain numbers become Prometheus's metrics only when 
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+
+from infless_watchdog.oip_about import Counts
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -51,6 +54,8 @@ class Metrics:
         self.failed_items = 0
         self.queue_length = 0
         self.batch_max = 0
+        self.last_run_s = 0.0
+        """When the last batch had run, since the epoch."""
         self.fallback = 0
         """1 where the model does not run on the device that was asked for."""
         self.process_restarts = 0
@@ -76,12 +81,27 @@ class Metrics:
 
     def ran(self, size: int, exec_s: float | None) -> None:
         """Count a batch; its time where that says something of its size."""
+        self.last_run_s = time.time()
         self.batch_size.observe(size)
         if exec_s is not None:
             histogram = self.exec_s.get(size)
             if histogram is None:
                 histogram = self.exec_s[size] = Histogram(_SECONDS)
             histogram.observe(exec_s)
+
+    def counts(self) -> Counts:
+        """As the inference protocol's statistics want them."""
+        good = [histogram for (status, _), histogram in self.durations.items() if status < 400]
+        bad = [histogram for (status, _), histogram in self.durations.items() if status >= 400]
+        runs = {size: (sum(histogram.counts), histogram.total) for size, histogram in self.exec_s.items()}
+        return Counts(
+            success=_timed(good),
+            fail=_timed(bad),
+            queue=_timed([self.wait_s]),
+            compute=(sum(size * n for size, (n, _) in runs.items()), sum(size * s for size, (_, s) in runs.items())),
+            last_inference_s=self.last_run_s,
+            batches=runs,
+        )
 
     def text(self) -> bytes:
         """Prometheus text format."""
@@ -124,6 +144,11 @@ class Metrics:
             ("infless_device_fallback", "1: the model is not on the device asked for.", self.fallback),
         ):
             yield GaugeMetricFamily(name, text, value=count)
+
+
+def _timed(histograms: Iterable[Histogram]) -> tuple[int, float]:
+    parts = [(sum(histogram.counts), histogram.total) for histogram in histograms]
+    return sum(count for count, _ in parts), sum(total for _, total in parts)
 
 
 def _plain(family: Any, name: str, text: str, histogram: Histogram) -> Metric:

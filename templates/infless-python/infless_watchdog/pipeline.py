@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from infless_watchdog import oip
+from infless_watchdog import oip_about
 from infless_watchdog.batcher import Batcher
 from infless_watchdog.batching import BatchPolicy
 from infless_watchdog.calls import Call, Model
@@ -121,12 +121,12 @@ class Pipeline:
 
     def statistics(self) -> dict[str, Any]:
         """Triton's statistics extension."""
-        return oip.statistics(self.settings.function_name, self.metrics)
+        return oip_about.statistics(self.settings.function_name, self.metrics.counts())
 
     def config(self) -> dict[str, Any]:
         """Triton's model configuration extension."""
         said = self.model.metadata()
-        return oip.config(said["name"], self.batcher.policy.batch_max, said["inputs"], said["outputs"])
+        return oip_about.config(said["name"], self.batcher.policy.batch_max, said["inputs"], said["outputs"])
 
     def close(self) -> None:
         """Give threads and the model back."""

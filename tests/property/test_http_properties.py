@@ -64,7 +64,7 @@ class Client:
         self.edge.loop = cast(Any, SimpleNamespace(time=lambda: 0.0, call_soon=self._soon.append))
         self.connection = Connection(self.edge)
         if not recognise:
-            self.connection._remember = lambda *_: None  # type: ignore[method-assign]
+            self.connection._parser._remember = lambda *_: None  # type: ignore[method-assign]
         self.connection.connection_made(cast(Any, self))
 
     def _app(self, exchange: Exchange) -> None:
@@ -139,7 +139,7 @@ def test_a_head_is_recognised() -> None:
     client = Client(recognise=True)
     for body in (b"ab", b"cd"):
         client.feed(request(HEADS[0], body, "plain"))
-    assert client.connection._known is not None
-    client.connection._parser = cast(Any, None)  # nothing is parsed any more
+    assert client.connection._parser._known is not None
+    client.connection._parser._parser = cast(Any, None)  # nothing is parsed any more
     client.feed(request(HEADS[0], b"ef", "plain") + request(HEADS[0], b"gh", "plain"))
     assert [body for *_, body in client.asked] == [b"ab", b"cd", b"ef", b"gh"]

@@ -1,0 +1,242 @@
+"""From bytes to requests: httptools (llhttp) parses, limits are kept, and a head that was just seen is recognised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import httptools
+
+from infless_watchdog.calls import Head, Header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one client may make the server hold."""
+
+    header_bytes: int = 64 * 1024
+    """Apache allows 8 KiB a field, nginx 32 KiB in all; tokens and trace headers of service meshes need more."""
+    body_bytes: int = 64 * 1024 * 1024
+    """A batch of images fits; a film does not."""
+    read_timeout_s: float = 30.0
+    """A request must arrive whole within this time (of-watchdog's `read_timeout`)."""
+    write_timeout_s: float = 30.0
+    """A client that takes nothing of its answer for this long is dropped."""
+    idle_timeout_s: float = 120.0
+    """A silent keep-alive connection is closed after this time."""
+
+
+class Taker(Protocol):
+    """Who gets what is parsed."""
+
+    def begun(self) -> None:
+        """The first bytes of a request have come."""
+        ...
+
+    def awaited(self) -> None:
+        """The client waits for a word before it sends the body (`Expect: 100-continue`)."""
+        ...
+
+    def whole(self, head: Head, body: bytes, *, keep_alive: bool = True, version_1_0: bool = False) -> None:
+        """A request has come."""
+        ...
+
+    def refuse(self, status: int, sentence: str, head: Head) -> None:
+        """What comes cannot be served, nor anything behind it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The head of the last request, to recognise the next one that is sent with the same bytes."""
+
+    octets: bytes
+    head: Head
+    total_bytes: int
+    """Of a whole request: head and body."""
+
+
+class RequestParser:
+    """Feed it what a connection receives."""
+
+    def __init__(self, taker: Taker, limits: Limits) -> None:
+        self.in_message = False
+        """Whether a request has begun and is not whole."""
+        self._taker = taker
+        self._limits = limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._head: Head | None = None  # of the request that is in its body
+        self._in_body = False
+        self._keep_alive = True
+        self._version_1_0 = False
+        self._replaying = False
+        self._refused = False
+        self._known: _Known | None = None
+        self._last: tuple[Head, int] | None = None  # head and body size of the last whole request
+        self._url = b""
+        self._headers: list[Header] = []
+        self._body: list[bytes] = []
+        self._head_size = 0
+        self._body_size = 0
+        self._heard = False  # the parser said something about the bytes just fed
+        self._unheard_size = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take requests that begin as the last one did; let httptools parse everything else."""
+        known = self._known
+        if known is not None and not self.in_message:
+            # Most clients send one request at a time, all with the same head: what it says is known already.
+            while data.startswith(known.octets) and len(data) >= known.total_bytes:
+                body = data[len(known.octets) : known.total_bytes]
+                data = data[known.total_bytes :]
+                self._taker.whole(known.head, body)
+                if not data:
+                    return
+        self._parse(data)
+
+    def refuse(self, status: int, sentence: str) -> None:
+        """Take nothing more; once."""
+        if not self._refused:
+            self._refused = True
+            self._body = []
+            self._taker.refuse(status, sentence, self._head or Head())
+
+    def _parse(self, data: bytes) -> None:
+        """What is not HTTP gets 400."""
+        if self._refused:
+            return
+        fresh, self._last, self._heard = not self.in_message, None, False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:
+            self._ignore_upgrade(data[stop.args[0] :])
+        except httptools.HttpParserError as error:
+            self.refuse(400, f"this is not a valid HTTP/1.1 request: {error}")
+        # A field without an end is kept by the parser and told to nobody.
+        self._unheard_size = 0 if self._heard else self._unheard_size + len(data)
+        if self._unheard_size > self._limits.header_bytes:
+            self._refuse_head()
+        if fresh and self._last is not None and not self.in_message:
+            self._remember(data, *self._last)
+
+    def _remember(self, data: bytes, head: Head, body_size: int) -> None:
+        """Know the head again, if `data` were one plain request, framed by its length, and nothing else.
+
+        Every line of the head must end in CRLF: then its end is the first empty line, and no other reading of the same
+        bytes is possible.
+        """
+        size = data.find(b"\r\n\r\n") + 4
+        octets = data[:size]
+        plain = size + body_size == len(data) and octets.count(b"\n") == octets.count(b"\r\n")
+        odd = head.header(b"transfer-encoding") or head.header(b"expect") or head.header(b"upgrade")
+        if plain and not odd and self._keep_alive and not self._version_1_0:
+            self._known = _Known(octets, head, len(data))
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Answer as if nobody had asked for another protocol (RFC 9110, section 7.8).
+
+        Java's HTTP client asks for h2c with its first request. The parser gives up behind such a head, so another one
+        is told how long the body is, and takes over.
+        """
+        if self._head is None or self._refused:
+            return
+        framing = (b"content-length", b"transfer-encoding")
+        fields = [b"%b: %b\r\n" % header for header in self._head.headers if header[0] in framing]
+        if not self._keep_alive:
+            fields.append(b"connection: close\r\n")
+        self._parser = httptools.HttpRequestParser(self)
+        self._replaying = True
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(fields) + b"\r\n")
+        if rest:
+            self._parse(rest)
+
+    # httptools -------------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A new request begins."""
+        if self._replaying:
+            return
+        self.in_message = True
+        self._head = None
+        self._in_body = False
+        self._url = b""
+        self._headers = []
+        self._body = []
+        self._head_size = 0
+        self._body_size = 0
+        self._taker.begun()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request target."""
+        if not self._replaying:
+            self._url += url
+            self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header field. Trailers are counted and dropped (RFC 9110, section 6.5.1)."""
+        if not self._replaying:
+            if not self._in_body:
+                self._headers.append((name.lower(), value))
+            self._count_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: refuse what cannot be served before its body is sent."""
+        self._in_body = True
+        if self._replaying or self._refused:
+            self._replaying = False
+            return
+        url = self._url
+        if url.startswith((b"http://", b"https://")):  # absolute form, as to a proxy
+            url = b"/" + url.split(b"/", 3)[3] if url.count(b"/") > 2 else b"/"
+        path, _, query = url.partition(b"?")
+        method = self._parser.get_method().decode("ascii")
+        head = Head(method, path.decode("latin-1"), query.decode("latin-1"), self._headers)
+        self._head = head
+        self._version_1_0 = self._parser.get_http_version() == "1.0"
+        self._keep_alive = self._parser.should_keep_alive()
+        codings = [value.strip().lower() for name, value in head.headers if name == b"transfer-encoding"]
+        length = head.header(b"content-length")
+        if method == "CONNECT":
+            self.refuse(501, "this is not a proxy: CONNECT is not supported")
+        elif codings and self._version_1_0:
+            self.refuse(400, "HTTP/1.0 has no Transfer-Encoding")
+        elif codings not in ([], [b"chunked"]):
+            self.refuse(501, "the only Transfer-Encoding supported is chunked")
+        elif length is not None and int(length) > self._limits.body_bytes:
+            self._refuse_body()
+        elif (head.header(b"expect") or b"").lower() == b"100-continue":
+            self._taker.awaited()
+
+    def on_body(self, data: bytes) -> None:
+        """A part of the body."""
+        self._heard = True
+        self._body_size += len(data)
+        if self._body_size > self._limits.body_bytes:
+            self._refuse_body()
+        elif not self._refused:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._heard = True
+        head = self._head
+        if head is None or self._refused or self._parser.should_upgrade():  # `_ignore_upgrade` follows
+            return
+        self.in_message = False
+        self._head = None
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        self._last = (head, len(body))
+        self._taker.whole(head, body, keep_alive=self._keep_alive, version_1_0=self._version_1_0)
+
+    def _count_head(self, size: int) -> None:
+        self._heard = True
+        self._head_size += size
+        if self._head_size > self._limits.header_bytes:
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        self.refuse(431, f"the request's head is larger than the allowed {self._limits.header_bytes} bytes")
+
+    def _refuse_body(self) -> None:
+        self.refuse(413, f"the body is larger than the allowed {self._limits.body_bytes} bytes")

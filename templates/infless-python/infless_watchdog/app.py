@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from infless_watchdog import bodies, oip_about
 from infless_watchdog.calls import Call, Head, Model, Reply
@@ -24,6 +24,9 @@ from infless_watchdog.metrics import Metrics
 from infless_watchdog.pipeline import Pipeline
 from infless_watchdog.queues import Deliver, Ticket
 from infless_watchdog.settings import Settings
+
+if TYPE_CHECKING:
+    from infless_watchdog.grpc_edge import GrpcEdge
 
 LOG = logging.getLogger("infless.watchdog")
 _RETRY = [(b"retry-after", b"1")]
@@ -48,6 +51,7 @@ class Watchdog:
         )
         self._edge = Edge(self.route, limits, self._refused)
         self._metrics_edge = Edge(self.route_metrics, Limits(body_bytes=64 * 1024))
+        self._grpc: GrpcEdge | None = None
         self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="stream")
         self._tasks: set[asyncio.Task[None]] = set()
         self._traced_s = float("-inf")
@@ -58,6 +62,11 @@ class Watchdog:
         """Answer probes at once, requests when the model is loaded and warm."""
         await self._edge.listen(sockets[0])
         await self._metrics_edge.listen(sockets[1])
+        if self.settings.grpc_port:
+            from infless_watchdog.grpc_edge import GrpcEdge  # an extra, and slow to import
+
+            self._grpc = GrpcEdge(self)
+            await self._grpc.start(self.settings.grpc_port)
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         model = await loop.run_in_executor(self._threads, self._load, self.settings)
@@ -75,13 +84,22 @@ class Watchdog:
             await asyncio.sleep(self.settings.healthcheck_interval_s)
             if self.pipeline is not None:
                 self.pipeline.batcher.drain()
-            if not await self._edge.drain(self.settings.write_timeout_s):
+            if not await self._drain(self.settings.write_timeout_s):
                 LOG.warning("%d requests were not answered within write_timeout", self.metrics.in_flight)
+        elif self._grpc is not None:
+            await self._grpc.stop(0)
         self._edge.close()
         self._metrics_edge.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self.pipeline is not None:
             self.pipeline.close()
+
+    async def _drain(self, limit_s: float) -> bool:
+        """Let every answer go out."""
+        if self._grpc is None:
+            return await self._edge.drain(limit_s)
+        drained, _ = await asyncio.gather(self._edge.drain(limit_s), self._grpc.stop(limit_s))
+        return drained
 
     def _replace_me(self) -> None:
         """A hanging handler holds its thread for ever: end the process, gunicorn starts another."""
@@ -229,19 +247,19 @@ class Watchdog:
 
     def _answer_fault(self, exchange: Exchange, fault: ItemError) -> None:
         if fault.status in (500, 504):
-            self._log_fault(exchange, fault)
+            self.log_fault(exchange, fault)
         headers = _RETRY if fault.status in (429, 503) else ()
         if exchange.path.startswith("/v2"):
             exchange.json(fault.status, {"error": str(fault)}, headers)
         else:
             exchange.text(fault.status, str(fault), headers)
 
-    def _log_fault(self, exchange: Exchange, fault: ItemError) -> None:
+    def log_fault(self, call: Call, fault: ItemError) -> None:
         """One line each, and once a second where in the handler it came from."""
         now_s = time.monotonic()
         traced = fault.__cause__ if now_s - self._traced_s >= 1.0 else None
         self._traced_s = now_s if traced is not None else self._traced_s
-        LOG.warning("%s %s: %s", exchange.method, exchange.path, fault, exc_info=traced)
+        LOG.warning("%s %s: %s", call.head.method, call.head.path, fault, exc_info=traced)
 
     def _refused_with(self, exchange: Exchange, fault: ItemError) -> None:
         self._answer_fault(exchange, fault)

@@ -56,7 +56,7 @@ class Pipeline:
         bucket = self.model.bucket(example)
         largest = self.batcher.policy.batch_max
         # The first run is lazy initialisation: it is not timed. A GPU chooses its kernels for each size anew.
-        sizes = [largest, largest, 1]
+        sizes = [1, largest, 1]
         if self.model.device != "cpu":
             sizes += [2**power for power in range(1, largest.bit_length()) if 2**power < largest]
         for place, size in enumerate(sizes):

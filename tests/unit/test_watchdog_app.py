@@ -281,6 +281,24 @@ def test_preparing_and_finishing_are_beside_the_batch() -> None:
     run(scenario, Dressed())
 
 
+def test_preparing_that_hangs_is_answered_and_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread cannot be ended; who waits for it is not forgotten."""
+    gate, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr("os._exit", lambda _: ended.set())
+
+    class Stuck(FakeModel):
+        def prepare(self, item: bytes) -> bytes:
+            assert item == b"x" or gate.wait(5)
+            return item
+
+    async def scenario(instance: Instance) -> None:
+        assert (await instance.ask("POST", "/", b"abc")).status == 504
+        assert await asyncio.to_thread(ended.wait, 5)
+        gate.set()
+
+    run(scenario, Stuck(), exec_timeout_s=0.02)
+
+
 class Streaming(FakeModel):
     """Answers in pieces; `closed` once nobody wants any more."""
 

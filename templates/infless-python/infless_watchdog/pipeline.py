@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,8 @@ class Pipeline:
         self.batcher = Batcher(
             model, policy, metrics, self._answered, exec_timeout_s=settings.exec_timeout_s, on_hang=on_hang
         )
-        self._preparing = 0
+        self._on_hang = on_hang
+        self._in_pool = 0
         self._pool = ThreadPoolExecutor(max_workers=max(2, settings.cpu_cores), thread_name_prefix="prepare")
 
     def warm_up(self) -> None:
@@ -88,7 +90,7 @@ class Pipeline:
         settings = self.settings
         if 0 < settings.max_inflight <= self.metrics.in_flight:
             return ItemError(429, f"max_inflight, {settings.max_inflight}, is reached")
-        if self.batcher.waiting + self._preparing >= settings.queue_max:
+        if self.batcher.waiting + self._in_pool >= settings.queue_max:
             return ItemError(503, f"{settings.queue_max} requests are waiting already")
         return None
 
@@ -109,7 +111,7 @@ class Pipeline:
         elif self.model.prepare is None:
             self.batcher.submit(ticket, self.model.bucket(ticket.item))
         else:
-            self._prepare(ticket, self.model.prepare)
+            self._beside(ticket, self.model.prepare, ticket.item, self._enqueue)
         return ticket
 
     def withdraw(self, ticket: Ticket) -> None:
@@ -139,21 +141,9 @@ class Pipeline:
 
     # beside the batches ----------------------------------------------------------------------------------------------
 
-    def _prepare(self, ticket: Ticket, prepare: Callable[[Any], Any]) -> None:
-        self._preparing += 1
-
-        def prepared(done: asyncio.Future[Any]) -> None:
-            self._preparing -= 1
-            if not ticket.live or done.cancelled():
-                return
-            error = done.exception()
-            if error is not None:
-                self._answered(ticket, as_item_error(error))
-                return
-            ticket.item = done.result()
-            self.batcher.submit(ticket, self.model.bucket(ticket.item))
-
-        self._in_pool(prepare, ticket.item).add_done_callback(prepared)
+    def _enqueue(self, ticket: Ticket, item: Any) -> None:
+        ticket.item = item
+        self.batcher.submit(ticket, self.model.bucket(item))
 
     def _answered(self, ticket: Ticket, answer: Any) -> None:
         if isinstance(answer, ItemError):
@@ -162,19 +152,35 @@ class Pipeline:
         elif self.model.finish is None:
             self._encode(ticket, answer)
         else:
+            self._beside(ticket, self.model.finish, answer, self._encode)
 
-            def finished(done: asyncio.Future[Any]) -> None:
-                if ticket.live and not done.cancelled():
-                    error = done.exception()
-                    if error is None:
-                        self._encode(ticket, done.result())
-                    else:
-                        self._deliver(ticket, as_item_error(error))
+    def _beside(
+        self, ticket: Ticket, work: Callable[[Any], Any], value: Any, then: Callable[[Ticket, Any], None]
+    ) -> None:
+        """Run `work(value)` in the pool, then `then(ticket, result)`; an exception is the request's answer."""
+        loop, limit_s = asyncio.get_running_loop(), self.settings.exec_timeout_s
+        watch = None if math.isinf(limit_s) else loop.call_later(limit_s, self._too_long, ticket)
+        self._in_pool += 1
 
-            self._in_pool(self.model.finish, answer).add_done_callback(finished)
+        def worked(done: asyncio.Future[Any]) -> None:
+            self._in_pool -= 1
+            if watch is not None:
+                watch.cancel()
+            if not ticket.live or done.cancelled():
+                return
+            error = done.exception()
+            if error is None:
+                then(ticket, done.result())
+            else:
+                self._deliver(ticket, as_item_error(error))
 
-    def _in_pool(self, work: Callable[[Any], Any], value: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._pool, work, value)
+        loop.run_in_executor(self._pool, work, value).add_done_callback(worked)
+
+    def _too_long(self, ticket: Ticket) -> None:
+        """A thread that does not come back only ends with the whole worker."""
+        if ticket.live:
+            self._deliver(ticket, ItemError(504, f"no answer within exec_timeout, {self.settings.exec_timeout_s:g} s"))
+        self._on_hang()
 
     def _encode(self, ticket: Ticket, answer: Any) -> None:
         try:

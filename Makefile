@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# What is installed beside INFless itself; `make test EXTRAS=cpu,report,dev,grpc,torch` skips fewer tests.
+EXTRAS ?= cpu,report,dev
+STAMP := $(VENV)/.installed-$(EXTRAS)
 # onnxruntime 1.29 and newer reports home unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
@@ -16,7 +18,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("INFless needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	@test -d $(VENV) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing INFless and its tools into $(VENV) (about a minute)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,report,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(STAMP) ## the main job on real models: build, profile, deploy, a minute of load, a picture (4 minutes)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import TypeVar
 
 from infless_core.errors import InvalidInput
@@ -14,15 +15,18 @@ from infless_core.units import parse_duration_s
 TARGET = "com.infless.latency.target"
 PERCENTILE = "com.infless.latency.percentile"
 BATCH_MAX = "com.infless.batch.max"
+BATCH_PAD = "com.infless.batch.pad"
 GPU = "com.infless.gpu"
 SCALE_MIN = "com.openfaas.scale.min"
 SCALE_MAX = "com.openfaas.scale.max"
 SCALE_ZERO = "com.openfaas.scale.zero"
 SCALE_ZERO_DURATION = "com.openfaas.scale.zero-duration"
 
-_OURS = (TARGET, PERCENTILE, BATCH_MAX, GPU)
+_OURS = (TARGET, PERCENTILE, BATCH_MAX, BATCH_PAD, GPU)
 
 _WHOLE = re.compile(r"[0-9]{1,9}")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
+_PAD_FORM = "write AXIS=LENGTHS[:VALUE] or LENGTHS[:VALUE], several with ';', as in '16' or 'ids.1=32,64,128:0;time=16'"
 _T = TypeVar("_T")
 
 
@@ -43,6 +47,8 @@ class Wishes:
     latency_percentile: float = 99.0
     batch_max: int = 32
     """The paper's largest batch (INFless, section 5.1)."""
+    batch_pad: str = ""
+    """To which lengths items are padded, so that items of different length share a batch; empty pads nothing."""
     gpu: GpuWish = GpuWish.ALLOW
     scale_min: int = 1
     """OpenFaaS keeps one replica unless scale to zero is asked for."""
@@ -51,6 +57,10 @@ class Wishes:
     scale_to_zero: bool = False
     zero_after_s: float = 900.0
     """OpenFaaS's documented default for `zero-duration`: 15 minutes."""
+
+    def environment(self, own: Mapping[str, str]) -> dict[str, str]:
+        """The variables of an instance, and of whoever times one: the function's own, and what only labels say."""
+        return {**own, "batch_pad": self.batch_pad} if self.batch_pad else dict(own)
 
 
 def parse_wishes(labels: Mapping[str, str]) -> Wishes:
@@ -85,6 +95,7 @@ def parse_wishes(labels: Mapping[str, str]) -> Wishes:
         latency_target_s=read(TARGET, parse_target_s, default.latency_target_s),
         latency_percentile=read(PERCENTILE, _percentile, default.latency_percentile),
         batch_max=read(BATCH_MAX, _between(1, 1024), default.batch_max),
+        batch_pad=read(BATCH_PAD, _pad, default.batch_pad),
         gpu=read(GPU, _gpu, default.gpu),
         scale_min=read(SCALE_MIN, _between(0, 1000), 0 if to_zero else default.scale_min),
         scale_max=read(SCALE_MAX, _between(1, 1000), default.scale_max),
@@ -127,6 +138,28 @@ def _between(low: int, high: int) -> Callable[[str, str], int]:
         return int(text)
 
     return parse
+
+
+def _pad(text: str, where: str) -> str:
+    """The rules as they were written: the watchdog reads them again, against the axes of its model."""
+    axes = set()
+    for rule in text.split(";"):
+        axis, equals, lengths_value = (part.strip() for part in rule.rpartition("="))
+        lengths, colon, value = (part.strip() for part in lengths_value.partition(":"))
+        if (equals and not axis) or not _rising(lengths) or (colon and not _NUMBER.fullmatch(value)):
+            raise InvalidInput(f"{where}: {text!r} is not allowed, because of {rule.strip()!r}; {_PAD_FORM}")
+        if axis in axes:
+            raise InvalidInput(f"{where}: {text!r} has two rules for {axis or 'all axes'}; write one for each axis")
+        axes.add(axis)
+    return text.strip()
+
+
+def _rising(lengths: str) -> bool:
+    """Whether it is one whole number above 0, or several, each above the one before."""
+    parts = [part.strip() for part in lengths.split(",")]
+    if not all(_WHOLE.fullmatch(part) and not part.startswith("0") for part in parts):
+        return False
+    return all(low < high for low, high in pairwise(map(int, parts)))
 
 
 def _gpu(text: str, where: str) -> GpuWish:

@@ -110,7 +110,7 @@ class Controller:
             wishes = self._wishes(spec)
             if spec.secrets:
                 raise InvalidInput(f"secret {spec.secrets[0]!r} does not exist")
-            stored = await self._run(self._keep, spec)
+            stored = await self._run(self._keep, spec, wishes)
             profile = await self._run(self._profile, stored, wishes)
             self._check_target(spec, wishes, profile)
             old = self.functions.get(spec.key)
@@ -148,17 +148,17 @@ class Controller:
         self._profiles.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _keep(self, spec: FunctionSpec) -> StoredFunction:
+    def _keep(self, spec: FunctionSpec, wishes: Wishes) -> StoredFunction:
         found = bundles.find_bundle(self._settings.bundles_dir, spec.name, spec.image)
         code, kept = bundles.keep_copy(found, self._settings.bundles_kept)
-        digest = bundles.profile_key(code, spec.env_vars)
+        digest = bundles.profile_key(code, wishes.environment(spec.env_vars))
         return StoredFunction(spec=spec, bundle=str(kept), digest=digest, created_at_s=self._clock.wall_s())
 
     def _profile(self, stored: StoredFunction, wishes: Wishes) -> tuple[ProfilePoint, ...]:
         return self._profiles.points(
             stored.digest,
             Path(stored.bundle),
-            stored.spec.env_vars,
+            wishes.environment(stored.spec.env_vars),
             wishes.batch_max,
             lambda told: LOG.info("%s: %s", stored.spec.name, told),
         )

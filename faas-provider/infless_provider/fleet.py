@@ -65,7 +65,7 @@ class Fleet:
             id=id_,
             function=function.key,
             bundle=Path(function.stored.bundle),
-            environment=function.stored.spec.env_vars,
+            environment=function.wishes.environment(function.stored.spec.env_vars),
             configuration=configuration,
             latency_target_s=function.wishes.latency_target_s,
         )

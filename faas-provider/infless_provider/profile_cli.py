@@ -38,8 +38,8 @@ def profile_functions(
     tables: dict[str, list[dict[str, Any]]] = {}
     for function in read_stack(stack_path, os.environ, names).functions:
         bundle = find_bundle(bundles_dir, function.name, function.image)
-        environment = function.deployment.get("envVars", {})
         wishes = parse_wishes(function.deployment.get("labels", {}))
+        environment = wishes.environment(function.deployment.get("envVars", {}))
         name = function.name
         found = profiles.measure(
             profile_key(digest_of(bundle), environment),

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -28,11 +30,11 @@ def cli(provider, tmp_path_factory):
         "OPENFAAS_URL": provider.url,
     }
 
-    def cli(*arguments, text=None, ok=True, cwd=folder, timeout=60):
+    def cli(*arguments, text=None, ok=True, cwd=folder, timeout=60, path=env["PATH"]):
         done = subprocess.run(
             [CLI, *arguments],
             cwd=cwd,
-            env=env,
+            env={**env, "PATH": path},
             input=text,
             capture_output=True,
             text=True,
@@ -84,8 +86,58 @@ def test_without_login(cli, provider):
 
 
 def test_new_copies_the_template(built):
-    """Handler and requirements; nothing of the watchdog in the user's folder."""
-    assert sorted(path.name for path in (built.folder / "greet").iterdir()) == ["handler.py", "requirements.txt"]
+    """Handler, its tests, requirements; nothing of the watchdog in the user's folder."""
+    names = sorted(path.name for path in (built.folder / "greet").iterdir())
+    assert names == ["handler.py", "handler_test.py", "requirements.txt"]
+
+
+def test_a_new_function_passes_its_own_test_and_the_check(cli):
+    """On the spot, before a line of it is changed."""
+    cli("new", "fresh", "--lang", "infless-python", "--yaml", "fresh.yaml")
+    for command in (["-m", "pytest", "-q"], ["-m", "infless_watchdog", "--check", ".", "--budget-s", "0"]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=cli.folder / "fresh",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("option", ["gpu", "torch"])
+def test_build_options_reach_docker(cli, tmp_path, option):
+    """As an entry of ADDITIONAL_PACKAGE that the Dockerfile knows; here docker only says what it was asked."""
+    fake = tmp_path / "docker"
+    fake.write_text('#!/bin/sh\necho "asked: $*"\n')
+    fake.chmod(0o755)
+    cli("new", f"on-{option}", "--lang", "infless-python", "--yaml", f"{option}.yaml")
+    told = cli(
+        "build", "-f", f"{option}.yaml", "--build-option", option, "--build-option", "dev",
+        path=f"{tmp_path}:{os.environ['PATH']}",
+    )  # fmt: skip
+    assert f"--build-arg ADDITIONAL_PACKAGE=build-essential git runtime:{option} " in told
+    assert f"runtime:{option}" in (ROOT / "templates/infless-python/template.yml").read_text()
+
+
+@pytest.mark.docker
+def test_the_image_is_built(cli):
+    """By faas-cli and Docker, from `new` to a container that answers its health check's question."""
+    base = os.environ.get("INFLESS_TEST_BASE_IMAGE")
+    if not base or shutil.which("docker") is None:
+        pytest.skip("INFLESS_TEST_BASE_IMAGE names no local image, or there is no docker command")
+    cli("new", "image", "--lang", "infless-python", "--yaml", "image.yaml", "--prefix", "infless-test")
+    image = "infless-test/image:latest"
+    try:
+        cli("build", "-f", "image.yaml", "--build-arg", f"BASE_IMAGE={base}", timeout=600)
+        told = subprocess.run(
+            ["docker", "run", "--rm", image, "python", "-m", "infless_watchdog", "--check", "--json", "--budget-s", "0"],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        assert json.loads(told.stdout)["fine"] is True
+    finally:
+        subprocess.run(["docker", "image", "rm", "--force", image], capture_output=True, check=False)
 
 
 def test_build_lays_the_bundle_out(built):

@@ -66,7 +66,9 @@ class Bench:
 
     def submit(self, item: Any, bucket: Any = None, waited_s: float = 0.0) -> Ticket:
         """Queue an item whose answer is kept under its name."""
-        ticket = Ticket(Call(Head()), lambda *_: None, time.monotonic() - waited_s)
+        ticket = Ticket(
+            Call(Head()), lambda *_: None, time.monotonic() - waited_s, lambda _: self.batcher.forget_withdrawn()
+        )
         ticket.item = item
         self.batcher.submit(ticket, bucket)
         return ticket
@@ -165,7 +167,7 @@ def test_who_leaves_the_queue_is_not_run() -> None:
 
     async def scenario(made: Bench) -> None:
         tickets = await held(made, [1, 2, 3])
-        made.batcher.withdraw(tickets[1])
+        tickets[1].withdraw()
         made.gate.set()
         await made.until(3)
 
@@ -181,7 +183,7 @@ def test_who_leaves_during_the_run_gets_nothing() -> None:
         made.gate.clear()
         ticket = made.submit(1)
         await asyncio.sleep(0.005)
-        made.batcher.withdraw(ticket)
+        ticket.withdraw()
         made.submit(2)
         made.gate.set()
         await made.until(1)
@@ -288,10 +290,10 @@ def test_the_rate_is_learned_and_forgotten() -> None:
     """A steady stream shows its rate; a second of silence and it starts anew."""
     queue = Queue()
     for place in range(300):
-        queue.append(Ticket(Call(Head()), lambda *_: None, 0.0))
+        queue.append(Ticket(Call(Head()), lambda *_: None, 0.0, lambda _: None))
         queue.count_rate(place * 0.01)
     assert queue.rate_rps == pytest.approx(100, rel=0.1)
-    queue.append(Ticket(Call(Head()), lambda *_: None, 0.0))
+    queue.append(Ticket(Call(Head()), lambda *_: None, 0.0, lambda _: None))
     assert queue.count_rate(10.0) == 1.0
 
 

@@ -182,6 +182,21 @@ def test_an_update_of_labels_alone_keeps_the_instances(world):
     run(scenario())
 
 
+def test_padding_reaches_the_instances_and_its_change_makes_a_new_version(world):
+    """Beside the function's own variables: another padding is another speed, so the profile is another one, too."""
+
+    async def scenario():
+        own = {"key": "x"}
+        function = await world.deploy(envVars=own)
+        await world.running(function)
+        plain = function.stored.digest
+        await world.controller.update({**world.bundle(), "envVars": own, "labels": {"com.infless.batch.pad": "16"}})
+        assert function.stored.digest != plain
+        assert [launch.environment for launch in world.backend.launches] == [own, {**own, "batch_pad": "16"}]
+
+    run(scenario())
+
+
 def test_an_update_keeps_age_and_scale(world):
     """`createdAt` is the first deployment's, a number set by hand stays."""
 

@@ -20,6 +20,7 @@ def test_every_label_is_read():
         "com.infless.latency.target": "200ms",
         "com.infless.latency.percentile": "99.9",
         "com.infless.batch.max": "8",
+        "com.infless.batch.pad": "time=16",
         "com.infless.gpu": "never",
         "com.openfaas.scale.min": "2",
         "com.openfaas.scale.max": "5",
@@ -27,7 +28,7 @@ def test_every_label_is_read():
         "com.openfaas.scale.zero-duration": "1m",
     }
     assert parse_wishes(labels) == Wishes(
-        latency_target_s=0.2, latency_percentile=99.9, batch_max=8, gpu=GpuWish.NEVER,
+        latency_target_s=0.2, latency_percentile=99.9, batch_max=8, batch_pad="time=16", gpu=GpuWish.NEVER,
         scale_min=2, scale_max=5, scale_to_zero=True, zero_after_s=60,
     )  # fmt: skip
 
@@ -55,6 +56,31 @@ def test_scale_to_zero_means_no_minimum():
         ("com.infless.batch.max", "many", "from 1 to 1024"),
         ("com.infless.batch.max", "9" * 5000, "from 1 to 1024"),
         ("com.infless.batch.max", "٣", "from 1 to 1024"),
+        *[
+            ("com.infless.batch.pad", value, "AXIS=LENGTHS[:VALUE] or LENGTHS[:VALUE]")
+            for value in (
+                "",
+                "0",
+                "-1",
+                "time",
+                "time=",
+                "=16",
+                "64,32",
+                "16,16",
+                "16,",
+                "16:",
+                "16:zero",
+                "16;",
+                "016",
+                "٣",
+                "1.5",
+                "16:nan",
+                "16:1:2",
+                "1" * 5000,
+            )
+        ],
+        ("com.infless.batch.pad", "time=16;time=32", "one for each axis"),
+        ("com.infless.batch.pad", "16;32", "two rules for all axes"),
         ("com.infless.gpu", "maybe", "never, allow or require"),
         ("com.openfaas.scale.min", "-1", "from 0 to 1000"),
         ("com.openfaas.scale.max", "0", "from 1 to 1000"),
@@ -69,6 +95,31 @@ def test_a_wrong_value_is_named_with_what_is_allowed(label, value, allowed):
         parse_wishes({label: value})
     assert str(fault.value).startswith(f"label {label}: {value!r}")
     assert allowed in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "16",
+        "16:0",
+        "32,64,128",
+        "time=16",
+        "ids.1=32,64:0;time=16:-1e9",
+        " a b = 8 : .5 ; 4 ",
+        "input:0.1=4",
+        "s + t=4",
+    ],
+)
+def test_padding_rules_are_kept_as_written(value):
+    """Who applies them reads them again, against the axes of its model."""
+    assert parse_wishes({"com.infless.batch.pad": value}).batch_pad == value.strip()
+
+
+def test_what_instances_are_told_by_variables():
+    """The function's own, and padding rules where a label has some; the label wins."""
+    own = {"batch_pad": "8", "key": "x"}
+    assert parse_wishes({"com.infless.batch.max": "8"}).environment(own) == own
+    assert parse_wishes({"com.infless.batch.pad": "16"}).environment(own) == {"batch_pad": "16", "key": "x"}
 
 
 def test_an_unknown_label_of_ours_is_a_slip():

@@ -8,8 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infless_watchdog.calls import Head
 from infless_watchdog.isolation import ItemError
-from infless_watchdog.oip import DTYPES, Wanted, answer_infer, parse_infer
+from infless_watchdog.oip import (
+    DTYPES,
+    Wanted,
+    answer_infer,
+    is_inference,
+    is_raw,
+    parse_infer,
+    parse_wanted,
+    raw,
+    texts,
+)
 
 
 def tensor(**more: Any) -> dict[str, Any]:
@@ -24,7 +35,7 @@ def request(*inputs: Any, **more: Any) -> bytes:
 
 def binary_request(array: np.ndarray, datatype: str, pad: str = "") -> tuple[bytes, bytes]:
     """A body with its tensor behind the JSON, and the header that says where it begins."""
-    blob = array.tobytes()
+    blob = raw(array)
     spec = {"name": "x", "datatype": datatype, "shape": list(array.shape)}
     head = request({**spec, "parameters": {"binary_data_size": len(blob)}}, id=pad)
     return head + blob, str(len(head)).encode()
@@ -52,10 +63,15 @@ def test_data_may_be_flat_or_nested(data: Any) -> None:
     assert tensors["x"].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+def some(datatype: str) -> np.ndarray:
+    """A tensor of a type."""
+    return np.array([[b"", b"a"], [b"bc", "é".encode()]] if datatype == "BYTES" else [[0, 1], [1, 0]], DTYPES[datatype])
+
+
 @pytest.mark.parametrize("datatype", DTYPES)
 def test_every_type_comes_back_as_it_went_in_json(datatype: str) -> None:
     """Answer, read as a request, is the tensor again."""
-    array = np.array([[0, 1], [1, 0]], DTYPES[datatype])
+    array = some(datatype)
     body, length = answer_infer("m", {"x": array}, Wanted())
     assert length is None
     tensors, _ = parse_infer(request(*json.loads(body)["outputs"]), None)
@@ -65,7 +81,7 @@ def test_every_type_comes_back_as_it_went_in_json(datatype: str) -> None:
 @pytest.mark.parametrize("datatype", DTYPES)
 def test_every_type_comes_back_as_it_went_in_binary(datatype: str) -> None:
     """The same behind the JSON; at any place there, as its length shifts it."""
-    array = np.array([[0, 1], [1, 0]], DTYPES[datatype])
+    array = some(datatype)
     for pad in ("", "a", "ab", "abc"):
         tensors, _ = parse_infer(*binary_request(array, datatype, pad))
         np.testing.assert_array_equal(tensors["x"], array, strict=True)
@@ -105,6 +121,17 @@ def test_binary_and_json_tensors_can_be_mixed() -> None:
         (tensor(data=["1", "2"]), 422),
         (tensor(data=[1, None]), 422),
         (tensor(data=[True, False]), 422),
+        (tensor(data=[True, 2], datatype="INT32"), 422),
+        (tensor(data=[1, "x" * 1000]), 422),
+        (tensor(data=[[1], 2]), 422),
+        (tensor(data=[1, 2], datatype="BYTES"), 422),
+        (tensor(data=["a", None], datatype="BYTES"), 422),
+        (tensor(data=[["a"], ["b", "c"]], datatype="BYTES"), 422),
+        (tensor(data=[["a", "b"], []], datatype="BYTES", shape=[2]), 422),
+        (tensor(data=[1, 2], datatype="BF16"), 422),
+        (tensor(data=[70000, 2], datatype="FP16"), 422),
+        (tensor(data=[2**63, -1], datatype="INT64"), 422),
+        (tensor(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 8}), 422),
         (tensor(data=[1e39, 1]), 422),
         (tensor(data=[[1], [2, 3]]), 422),
         (tensor(data=[[1], [2]], shape=[1, 2]), 422),
@@ -133,6 +160,10 @@ def test_a_wrong_tensor_is_refused(fault: Any, status: int) -> None:
         request(tensor(), outputs=[{"name": 3}]),
         request(tensor(), outputs=[{"name": "y", "parameters": 1}]),
         request(tensor(), outputs="y"),
+        request(tensor(), outputs={"name": "y"}),
+        request(tensor(), outputs=[{"name": "y", "parameters": {"binary_data": 1}}]),
+        request(tensor(), parameters={"binary_data_output": "false"}),
+        b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [NaN]}]}',
         request(tensor(), parameters="x"),
         request(tensor(), id=7),
     ],
@@ -147,7 +178,7 @@ def test_a_name_given_twice_is_refused() -> None:
     assert "x is there twice" in str(refused(request(tensor(), tensor())))
 
 
-@pytest.mark.parametrize("length", [b"", b"-1", b"1e3", b"999999", b"\xb2"])
+@pytest.mark.parametrize("length", [b"", b"-1", b"+1", b"1e3", b"999999", b"9" * 5000, b"\xb2"])
 def test_a_head_length_that_is_none_is_a_400(length: bytes) -> None:
     """It must lie within the body."""
     assert refused(request(tensor()), length).status == 400
@@ -206,6 +237,111 @@ def test_each_output_is_binary_or_not_as_asked(asked: dict[str, Any], binary: li
     outputs = json.loads(body[:length])["outputs"]
     assert [spec["name"] for spec in outputs if "data" not in spec] == binary
     assert len(body) - (length or 0) == sum(OUTPUTS[name].nbytes for name in binary)
+
+
+def test_data_that_are_there_twice_are_refused() -> None:
+    """Nobody could say which ones are meant."""
+    head = request(tensor(parameters={"binary_data_size": 8}))
+    assert "both data and binary_data_size" in str(refused(head + bytes(8), str(len(head)).encode()))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"classification": 3}, "classification is not offered"),
+        ({"shared_memory_region": "r"}, "shared memory is not offered"),
+    ],
+)
+def test_what_is_not_offered_is_refused_with_a_word(asked: dict[str, Any], words: str) -> None:
+    """It would be a wrong answer, else."""
+    fault = refused(request(tensor(), outputs=[{"name": "y", "parameters": asked}]))
+    assert (fault.status, words in str(fault)) == (422, True)
+
+
+def test_what_is_for_other_servers_is_overlooked() -> None:
+    """Sequences, priorities, timeouts, the user's own parameters."""
+    others = {"sequence_id": 7, "sequence_start": True, "priority": 1, "timeout": 5, "mine": "x"}
+    _, wanted = parse_infer(request(tensor(), parameters=others), None)
+    assert wanted == Wanted()
+
+
+def test_a_scalar_and_an_empty_tensor_are_tensors() -> None:
+    """Of no axis, and of none of an axis."""
+    tensors, _ = parse_infer(request(tensor(shape=[], data=[5]), tensor(name="y", shape=[0, 3], data=[])), None)
+    assert (tensors["x"].shape, tensors["y"].shape) == ((), (0, 3))
+    tensors, _ = parse_infer(*binary_request(np.zeros((0, 3), np.float32), "FP32"))
+    assert tensors["x"].shape == (0, 3)
+
+
+def test_bf16_becomes_float32() -> None:
+    """Which holds every value of it."""
+    head = request({"name": "x", "datatype": "BF16", "shape": [3], "parameters": {"binary_data_size": 6}})
+    tensors, _ = parse_infer(head + b"\x80\x3f\x00\xc0\xc0\x7f", str(len(head)).encode())
+    np.testing.assert_array_equal(tensors["x"], np.array([1, -2, np.nan], np.float32), strict=True)
+
+
+def test_any_byte_but_0_is_true() -> None:
+    """Numpy would believe a bool of 2."""
+    head = request({"name": "x", "datatype": "BOOL", "shape": [3], "parameters": {"binary_data_size": 3}})
+    tensors, _ = parse_infer(head + b"\x00\x01\x02", str(len(head)).encode())
+    assert tensors["x"].view(np.uint8).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("blob", [b"\x01", b"\x02\0\0\0a", b"\0\0\0\0\xff\xff\xff\xffa"])
+def test_strings_beyond_their_tensor_are_refused(blob: bytes) -> None:
+    """Whatever their length says."""
+    head = request({"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(blob)}})
+    assert "goes beyond" in str(refused(head + blob, str(len(head)).encode()))
+
+
+def test_strings_can_be_had_as_text() -> None:
+    """For runtimes that would take bytes for something else; what is no text is refused."""
+    assert texts(np.array([["é".encode()], ["b"]], object), "x").tolist() == [["é"], ["b"]]
+    with pytest.raises(ItemError, match="x: a string is not UTF-8"):
+        texts(np.array([b"\xff"], object), "x")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"id": "7"}, {"parameters": {"binary_data_output": True}}, {"outputs": [{"name": "b"}, {"name": "a"}]}],
+)
+def test_the_wish_can_be_read_alone(asked: dict[str, Any]) -> None:
+    """Without the tensors, and the same."""
+    body = request(tensor(), **asked)
+    assert parse_wanted(body, None) == parse_infer(body, None)[1]
+    assert parse_wanted(body + b"tensors", str(len(body)).encode()) == parse_wanted(body, None)
+
+
+def test_a_request_is_known_by_its_path_or_its_header() -> None:
+    """A raw one by a header of 0."""
+    header = (b"inference-header-content-length", b"0")
+    assert is_inference(Head("POST", "/v2/models/m/infer"))
+    assert is_inference(Head("POST", "/", "", [header]))
+    assert not is_inference(Head("POST", "/v3"))
+    assert is_raw(Head("POST", "/", "", [header]))
+    assert not is_raw(Head("POST", "/v2/models/m/infer"))
+
+
+def test_an_output_that_there_is_not_is_refused() -> None:
+    """With those that there are."""
+    with pytest.raises(ItemError, match="outputs are a, b; unknown: c"):
+        answer_infer("m", OUTPUTS, Wanted(outputs={"a": True, "c": True}))
+
+
+def test_an_output_of_another_byte_order_is_turned() -> None:
+    """The protocol is little-endian; a type that it does not have is refused."""
+    body, length = answer_infer("m", {"a": np.array([1], ">i4")}, Wanted(binary=True))
+    assert (json.loads(body[:length])["outputs"][0]["datatype"], body[length:]) == ("INT32", b"\x01\0\0\0")
+    with pytest.raises(ItemError, match="complex128, which is none of BOOL"):
+        answer_infer("m", {"a": np.zeros(1, complex)}, Wanted())
+
+
+def test_strings_that_are_no_text_are_sent_as_binary_data_alone() -> None:
+    """JSON has no word for them."""
+    outputs = {"a": np.array([b"\xff"], object)}
+    with pytest.raises(ItemError, match="ask for binary data"):
+        answer_infer("m", outputs, Wanted())
+    assert answer_infer("m", outputs, Wanted(binary=True))[0].endswith(b"\x01\0\0\0\xff")
 
 
 def test_strings_are_bytes_tensors() -> None:

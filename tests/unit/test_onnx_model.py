@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from infless_watchdog.calls import Call, Head, LoadError
 from infless_watchdog.isolation import ItemError, run_isolated
-from infless_watchdog.onnx_model import Item, OnnxModel
+from infless_watchdog.onnx_model import OnnxModel
 from infless_watchdog.settings import Settings, shapes
 
 OCTETS = "application/octet-stream"
@@ -27,7 +28,12 @@ def make(tmp_path: Path) -> Make:
     """Writes a model of the given graph, and loads it."""
 
     def made(
-        inputs: Tensors, nodes: list[Any], outputs: Tensors, weights: dict[str, Any] | None = None, shape: str = ""
+        inputs: Tensors,
+        nodes: list[Any],
+        outputs: Tensors,
+        weights: dict[str, Any] | None = None,
+        shape: str = "",
+        pad: str = "",
     ) -> OnnxModel:
         infos = [
             [
@@ -41,7 +47,7 @@ def make(tmp_path: Path) -> Make:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         path = tmp_path / "model.onnx"
         path.write_bytes(model.SerializeToString())
-        return OnnxModel(path, Settings(function_name="m", input_shape=shapes(shape)))
+        return OnnxModel(path, Settings(function_name="m", input_shape=shapes(shape), batch_pad=pad))
 
     return made
 
@@ -131,10 +137,7 @@ def test_metadata_tell_names_types_and_shapes(pair: OnnxModel) -> None:
 def test_a_batch_answers_as_each_would_alone(dense: OnnxModel) -> None:
     """Whatever number of rows each request carries."""
     generator = np.random.default_rng(1)
-    items = [
-        Item(tensors={"x": generator.normal(size=(rows, 3)).astype(np.float32)}, rows=rows, wanted=None)
-        for rows in (1, 3, 1, 2)
-    ]
+    items = [dense.decode(call(generator.normal(size=(rows, 3)).tolist())) for rows in (1, 3, 1, 2)]
     together = dense.predict(items)
     for item, answer in zip(items, together, strict=True):
         np.testing.assert_allclose(answer["y"], dense.predict([item])[0]["y"], rtol=1e-5, atol=1e-7)
@@ -202,7 +205,7 @@ def test_a_request_on_which_the_runtime_fails_fails_alone(make: Make) -> None:
         {"y": (F32, ["n"])},
         {"table": np.arange(4, dtype=np.float32)},
     )
-    answers = run_isolated(model.predict, [model.decode(call([n])) for n in (1, 99, 3)])
+    answers = run_isolated(model.predict, [model.decode(call([n])) for n in (1, 99, 3)]).answers
     assert [answers[0]["y"].tolist(), answers[2]["y"].tolist()] == [[1.0], [3.0]]
     assert isinstance(answers[1], ItemError)
 
@@ -287,13 +290,273 @@ def test_an_array_is_not_an_inference_request(dense: OnnxModel) -> None:
     assert caught.value.status == 400
 
 
+# raw rows: the fast path ----------------------------------------------------------------------------------------------
+
+
+def raw_batch(model: OnnxModel, rows: np.ndarray) -> tuple[list[Any], list[bytes]]:
+    """Items of one client, and their answers."""
+    head = Head("POST", headers=[(b"content-type", OCTETS.encode())])
+    calls = [Call(head, row.tobytes()) for row in rows]
+    items = [model.decode(one) for one in calls]
+    answers = model.predict(items)
+    replies = [model.encode(*each) for each in zip(answers, items, calls, strict=True)]
+    assert {reply.content_type for reply in replies} == {OCTETS.encode()}
+    return items, [reply.body for reply in replies]
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 2, 9, 1), (9, 3)])
+def test_raw_rows_of_any_number_are_answered_as_alone(dense: OnnxModel, sizes: tuple[int, ...]) -> None:
+    """Buffers that are used again leave nothing of earlier batches; answers handed out stay as they were."""
+    generator, kept = np.random.default_rng(2), []
+    for size in sizes:
+        rows = generator.normal(size=(size, 3)).astype(np.float32)
+        items, answers = raw_batch(dense, rows)
+        assert all(type(item) is bytes for item in items)
+        kept += [(answer, ask(dense, call(row.tolist()))) for answer, row in zip(answers, rows, strict=True)]
+    for answer, alone in kept:
+        np.testing.assert_allclose(np.frombuffer(answer, np.float32), alone, rtol=1e-6)
+
+
+def test_a_batch_may_mix_raw_rows_and_other_requests(dense: OnnxModel) -> None:
+    """They share a bucket, and each is answered in its own form."""
+    body = np.array([1, 2, 3], np.float32).tobytes()
+    calls = [call(body, OCTETS), call([1, 2, 3]), call(body * 2, OCTETS)]
+    items = [dense.decode(one) for one in calls]
+    assert len({dense.bucket(item) for item in items}) == 1
+    replies = [dense.encode(*each) for each in zip(dense.predict(items), items, calls, strict=True)]
+    assert replies[2].body == replies[0].body * 2
+    np.testing.assert_allclose(np.frombuffer(replies[0].body, np.float32), json.loads(replies[1].body), rtol=1e-6)
+
+
+def test_what_a_head_means_is_found_once(dense: OnnxModel) -> None:
+    """A client's later requests have its head, with what is known of it."""
+    request = call(bytes(12), OCTETS)
+    dense.decode(request)
+    memo = request.head.memo
+    assert dense.decode(Call(request.head, bytes(24))).rows == 2
+    assert memo is not None
+    assert request.head.memo is memo
+
+
+def test_an_output_of_another_shape_than_declared_is_still_answered(make: Make) -> None:
+    """The exporter wrote three, there are six: the buffer made for three is given up."""
+    nodes = [helper.make_node("Concat", ["x", "x"], ["y"], axis=1)]
+    model = make({"x": (F32, ["n", "t"])}, nodes, {"y": (F32, ["n", 3])}, shape="3")
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for _ in range(2):
+        assert raw_batch(model, rows)[1] == [row.tobytes() * 2 for row in rows]
+
+
+def test_raw_rows_without_a_batch_axis_in_the_output_run_one_by_one(make: Make, caplog: Any) -> None:
+    """As other requests do."""
+    nodes = [helper.make_node("ReduceMax", ["x"], ["y"], axes=[0], keepdims=1)]
+    model = make({"x": (F32, ["n", 3])}, nodes, {"y": (F32, ["d", 3])})
+    rows = np.arange(9, dtype=np.float32).reshape(3, 3)
+    for _ in range(2):
+        assert raw_batch(model, rows)[1] == [row.tobytes() for row in rows]
+    assert not model.batched
+
+
+def test_raw_rows_that_fail_fail_with_the_runtimes_words(make: Make) -> None:
+    """And those after them are answered."""
+    graph = ({"i": (I64, ["n"])}, [helper.make_node("Gather", ["table", "i"], ["y"])], {"y": (F32, ["n"])})
+    model = make(*graph, {"table": np.arange(4, dtype=np.float32)})
+    with pytest.raises(Exception, match="out of data bounds"):
+        raw_batch(model, np.array([1, 99], np.int64))
+    assert np.frombuffer(b"".join(raw_batch(model, np.array([1, 3], np.int64))[1]), np.float32).tolist() == [1, 3]
+
+
+def test_a_raw_inference_request_is_answered_with_binary_tensors(dense: OnnxModel) -> None:
+    """Triton's form without any JSON: the header says that it is 0 bytes long."""
+    head = Head("POST", "/v2/models/m/infer", "", [(b"inference-header-content-length", b"0")])
+    request = Call(head, np.array([1, 2, 3], np.float32).tobytes())
+    item = dense.decode(request)
+    reply = dense.encode(dense.predict([item])[0], item, request)
+    length = int(dict(reply.headers)[b"inference-header-content-length"])
+    assert json.loads(reply.body[:length])["outputs"][0]["shape"] == [1, 2]
+    np.testing.assert_allclose(np.frombuffer(reply.body[length:], np.float32), ask(dense, call([1, 2, 3])), rtol=1e-6)
+
+
+def test_other_threads_give_the_same_answers(dense: OnnxModel) -> None:
+    """A new session takes the old one's place, in the fast path, too."""
+    rows = np.random.default_rng(3).normal(size=(3, 3)).astype(np.float32)
+    before = raw_batch(dense, rows)[1]
+    dense.set_cpu_cores(2)
+    assert raw_batch(dense, rows)[1] == before
+
+
+# padding --------------------------------------------------------------------------------------------------------------
+
+
+def weights_of(*shape: int) -> np.ndarray:
+    """Seeded numbers."""
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture
+def lstm(make: Make) -> Callable[[str], OnnxModel]:
+    """Sequences of four numbers in, of eight out."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["steps", "w", "r"], ["all", "last"], hidden_size=8),
+        helper.make_node("Squeeze", ["all", "directions"], ["flat"]),
+        helper.make_node("Transpose", ["flat"], ["y"], perm=[1, 0, 2]),
+        helper.make_node("Squeeze", ["last", "first"], ["h"]),
+    ]
+    weights = {
+        "w": weights_of(1, 32, 4),
+        "r": weights_of(1, 32, 8),
+        "directions": np.array([1]),
+        "first": np.array([0]),
+    }
+    return lambda pad, output="y": make(  # type: ignore[misc]
+        {"x": (F32, ["n", "t", 4])}, nodes,
+        {"y": (F32, ["n", "t", 8])} if output == "y" else {"h": (F32, ["n", 8])}, weights, pad=pad,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def conv(make: Make) -> Callable[[str], OnnxModel]:
+    """As long as its input, zeros beyond its ends."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1], kernel_shape=[3])]
+    return lambda pad: make(
+        {"x": (F32, ["n", 2, "t"])}, nodes, {"y": (F32, ["n", 3, "t"])}, {"w": weights_of(3, 2, 3)}, pad=pad
+    )
+
+
+@pytest.fixture
+def pooled(make: Make) -> Callable[[str], OnnxModel]:
+    """The mean of embeddings where a mask is 1."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("Cast", ["mask"], ["m"], to=F32),
+        helper.make_node("Unsqueeze", ["m", "last"], ["m3"]),
+        helper.make_node("Mul", ["e", "m3"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "one"], ["sum"], keepdims=0),
+        helper.make_node("ReduceSum", ["m", "one"], ["count"], keepdims=1),
+        helper.make_node("Div", ["sum", "count"], ["y"]),
+    ]
+    weights = {"table": weights_of(50, 6), "last": np.array([2]), "one": np.array([1])}
+    tensors = {"ids": (I64, ["n", "t"]), "mask": (I64, ["n", "t"])}
+    return lambda pad: make(tensors, nodes, {"y": (F32, ["n", 6])}, weights, pad=pad)
+
+
+def requests_of(model: OnnxModel, lengths: tuple[int, ...]) -> list[Call]:
+    """Random ones, as long as said where the model leaves it open."""
+    generator, found = np.random.default_rng(4), []
+    for length in lengths:
+        tensors = {
+            spec["name"]: [length if dim == -1 else dim for dim in spec["shape"][1:]]
+            for spec in model.metadata()["inputs"]
+        }
+        value = {
+            name: (np.ones(shape) if name == "mask" else generator.integers(1, 50, shape) / (2 if name == "x" else 1))
+            for name, shape in tensors.items()
+        }
+        found.append(call({
+            name: array.tolist() if name == "x" else array.astype(int).tolist() for name, array in value.items()
+        }))  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("kind", ["lstm", "conv", "pooled"])
+@pytest.mark.parametrize("pad", ["t=8", "t=4,8,16", "8"])
+def test_a_padded_batch_answers_as_each_would_alone(kind: str, pad: str, request: pytest.FixtureRequest) -> None:
+    """On real models: recurrent, convolutional, and pooled under a mask."""
+    build = request.getfixturevalue(kind)
+    plain, padded = build(""), build(pad)
+    lengths = (3, 8, 5, 1, 7, 12)
+    alone = [ask(plain, one) for one in requests_of(plain, lengths)]
+    calls = requests_of(padded, lengths)
+    items = [padded.decode(one) for one in calls]
+    assert len({padded.bucket(item) for item in items}) == (2 if "4" not in pad else 3)
+    for item, answer, expected, one in zip(items, padded.predict(items), alone, calls, strict=True):
+        got = json.loads(padded.encode(answer, item, one).body)
+        assert np.shape(got) == np.shape(expected)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_check_tells_what_padding_changes(lstm: Any, pooled: Any) -> None:
+    """Nothing for a sequence; much for the last state, which saw the padding."""
+    assert lstm("").padding_difference() is None
+    assert lstm("t=8").padding_difference() < 1e-5
+    assert pooled("t=8").padding_difference() < 1e-5
+    assert lstm("t=8", output="h").padding_difference() > 1e-3
+
+
+def test_an_item_longer_than_any_bucket_is_a_422(lstm: Any) -> None:
+    """The limit is in the sentence."""
+    model = lstm("t=4,8")
+    assert "input x: length 9 is more than 8, the longest" in refused(model, requests_of(model, (9,))[0])
+
+
+def test_inputs_that_disagree_on_a_padded_axis_are_a_422(pooled: Any) -> None:
+    """Padding would make them fit, and the answer wrong."""
+    assert "axis t is 3, elsewhere 2" in refused(pooled("t=8"), call({"ids": [1, 2], "mask": [1, 1, 1]}))
+
+
+@pytest.mark.parametrize(
+    ("pad", "words"),
+    [
+        ("seq=8", "no dynamic axis seq; its dynamic axes are t"),
+        ("ids.2=8", "no dynamic axis ids.2"),
+        ("ids.1=8", "axis t is in several inputs, and must be padded alike"),
+        ("t=8:0.5", "batch_pad, input ids: int64 cannot hold the fill value 0.5"),
+        ("t=x", "is not a rule such as"),
+    ],
+)
+def test_pad_rules_that_do_not_fit_the_model_are_refused(pooled: Any, pad: str, words: str) -> None:
+    """When it is loaded."""
+    with pytest.raises(LoadError, match=re.escape(words)):
+        pooled(pad)
+
+
+def test_a_padded_axis_stays_open_beside_an_input_shape(make: Make) -> None:
+    """The shape is that of raw bodies and of the example; other lengths are padded."""
+    nodes = [helper.make_node("Neg", ["x"], ["y"])]
+    model = make({"x": (F32, ["n", "t"])}, nodes, {"y": (F32, ["n", "t"])}, shape="x=6", pad="t=4")
+    assert model.example().tensors["x"].shape == (1, 6)
+    assert ask(model, call([1, 2])) == [-1, -2]
+    assert len(ask(model, call(bytes(24), OCTETS))) == 24
+
+
+# strings --------------------------------------------------------------------------------------------------------------
+
+
+def test_strings_go_in_and_out(make: Make) -> None:
+    """As JSON, in the inference protocol, and in a batch."""
+    model = make({"x": (STRING, ["n", 2])}, [helper.make_node("Identity", ["x"], ["y"])], {"y": (STRING, ["n", 2])})
+    assert ask(model, call(["a", "ä"])) == ["a", "ä"]
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [1, 2], "data": ["b", "c"]}
+    assert ask(model, call({"inputs": [tensor]}))["outputs"][0]["data"] == ["b", "c"]
+    items = [model.decode(call([text, text])) for text in "de"]
+    assert [answer["y"].tolist() for answer in model.predict(items)] == [[["d", "d"]], [["e", "e"]]]
+    assert "raw bytes do not say" in refused(model, call(b"ab", OCTETS))
+    assert model.metadata()["inputs"][0]["datatype"] == "BYTES"
+    assert model.predict([model.example()])[0]["y"].tolist() == [["", ""]]
+
+
+# what it says of itself -------------------------------------------------------------------------------------------------
+
+
+def test_the_document_says_what_a_body_is(pair: OnnxModel, dense: OnnxModel) -> None:
+    """A row or several; of several inputs an object."""
+    body = dense.openapi()["paths"]["/"]["post"]["requestBody"]["content"]
+    row = {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
+    assert body["application/json"]["schema"]["anyOf"][0] == row
+    assert "application/octet-stream" in body
+    two = pair.openapi()["paths"]["/"]["post"]["requestBody"]["content"]
+    assert list(two) == ["application/json"]
+    assert two["application/json"]["schema"]["required"] == ["a", "b"]
+
+
+def test_metadata_of_a_fixed_batch_say_so(make: Make) -> None:
+    """So that no client tries another."""
+    model = make({"x": (F32, [4, 3])}, [helper.make_node("Neg", ["x"], ["y"])], {"y": (F32, [4, 3])})
+    assert model.metadata()["inputs"][0]["shape"] == [4, 3]
+
+
 # models that cannot be served ----------------------------------------------------------------------------------------
-
-
-def test_string_inputs_need_a_handler(make: Make) -> None:
-    """There is no tensor of them in JSON that all clients agree on."""
-    with pytest.raises(LoadError, match=r"input x has type tensor\(string\); write a handler.py"):
-        make({"x": (STRING, ["n"])}, [helper.make_node("Identity", ["x"], ["y"])], {"y": (STRING, ["n"])})
 
 
 def test_a_scalar_input_needs_a_handler(make: Make) -> None:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from infless_watchdog import bodies, oip_about
+from infless_watchdog import oip_about
 from infless_watchdog.calls import Call, Head, Model, Reply
 from infless_watchdog.exchange import Exchange
 from infless_watchdog.handlers import load_model
@@ -202,24 +202,29 @@ class Watchdog:
 
     def _invoke(self, exchange: Exchange) -> None:
         if exchange.head.content_encoding is not None:
+            from infless_watchdog.codings import decoded  # few need it, and a start is to be short
+
             try:
-                exchange.body = bodies.decoded(exchange, self.settings.body_max_bytes)
+                exchange.body = decoded(exchange, self.settings.body_max_bytes)
             except ItemError as fault:
                 self._refused_with(exchange, fault)
                 return
-        ticket = self.submit(exchange, self._deliver)
-        if ticket is not None and not exchange.done:
-            exchange.on_gone = lambda: self.pipeline.withdraw(ticket)  # type: ignore[union-attr]
+        pipeline = self.pipeline
+        ticket = self.submit(exchange, self._deliver) if pipeline is None else pipeline.submit(exchange, self._deliver)
+        if ticket is not None and ticket.live:
+            exchange.on_gone = ticket.withdraw
 
     def _deliver(self, call: Call, outcome: Reply | ItemError) -> None:
-        exchange = cast("Exchange", call)
+        exchange: Exchange = call  # type: ignore[assignment] # it was submitted as one
         if isinstance(outcome, ItemError):
             self._answer_fault(exchange, outcome)
         elif outcome.chunks is not None:
             self._run(self._stream(exchange, outcome, outcome.chunks))
         else:
             if len(outcome.body) >= self.settings.compress_min_bytes > 0:
-                outcome = bodies.compressed(outcome, exchange, self.settings.compress_min_bytes)
+                from infless_watchdog.codings import compressed
+
+                outcome = compressed(outcome, exchange, self.settings.compress_min_bytes)
             exchange.respond(outcome.status, outcome.body, outcome.content_type, outcome.headers)
 
     async def _stream(self, exchange: Exchange, reply: Reply, chunks: Iterator[bytes]) -> None:

@@ -29,6 +29,9 @@ class Batcher:
     BRIEF_S = 200e-6
     """A shorter run takes the loop's own thread, where the model allows it. To hand a batch to a thread and take the
     answers back costs 50 to 100 us, and a few times that is not felt by who waits for the loop."""
+    BRIEF_LOAD = 0.5
+    """Of the loop's time, the most that brief runs are to take with all that belongs to them; batches grow above it. A
+    wait of a millisecond is nothing to a latency target, and a loop that is half idle bears a burst."""
     BRIEF_LEARNED = 8
     """Of so many brief runs one is learned from: there are thousands a second, and learning is a part of their cost."""
     BUCKETS_MAX = 64
@@ -44,7 +47,7 @@ class Batcher:
         exec_timeout_s: float,
         on_hang: Callable[[], None],
     ) -> None:
-        self.policy = policy
+        self.policy = self._brief_policy = policy
         self.waiting = 0
         """Requests in all queues."""
         self._model = model
@@ -75,6 +78,7 @@ class Batcher:
     def reconfigure(self, policy: BatchPolicy) -> None:
         """Apply a new configuration; what waits is judged by it at once."""
         self.policy = policy
+        self._brief_policy = replace(policy, keep_up_load=min(policy.keep_up_load, self.BRIEF_LOAD))
         self._metrics.batch_max = policy.batch_max
         self._ask()
 
@@ -104,9 +108,8 @@ class Batcher:
         if self._expiry is None:
             self._expire()
 
-    def withdraw(self, ticket: Ticket) -> None:
-        """The client left: its item is not run, or its answer goes nowhere. Its batch-mates never notice."""
-        ticket.live = False
+    def forget_withdrawn(self) -> None:
+        """A client left: its item is not run, or its answer goes nowhere. Its batch-mates never notice."""
         self._abandoned = True
 
     def close(self) -> None:
@@ -172,8 +175,8 @@ class Batcher:
         for queue in self._queues.values():
             if not len(queue):
                 continue
-            rate_rps = queue.count_rate(now_s)
-            answer = decide(queue.arrivals_s, len(queue.late), now_s, rate_rps, queue.times, self.policy)
+            rate_rps, policy = queue.count_rate(now_s), self._brief_policy if queue.brief else self.policy
+            answer = decide(queue.arrivals_s, len(queue.late), now_s, rate_rps, queue.times, policy)
             if isinstance(answer, WaitUntil):
                 wake = answer if answer.at_s < wake.at_s else wake
             elif answer is not None:
@@ -189,7 +192,7 @@ class Batcher:
         self.waiting -= len(tickets)
         self._metrics.started(tickets, time.monotonic())
         items = [ticket.item for ticket in tickets]
-        if self._model.brief and 0.0 < queue.cpu_times.estimate_s(len(tickets)) < self.BRIEF_S:
+        if queue.brief:
             self._run_here(queue, tickets, items)
             return
         self._free -= 1
@@ -239,6 +242,7 @@ class Batcher:
         if run.exec_s is not None:
             queue.times.observe(size, run.exec_s)
             queue.cpu_times.observe(size, run.cpu_s)
+            queue.brief = self._model.brief and queue.cpu_times.estimate_s(self.policy.batch_max) < self.BRIEF_S
         if run.fits is not None and run.fits < self.policy.batch_max:
             LOG.warning("a batch of %d does not fit into memory; from now on at most %d", size, run.fits)
             self.reconfigure(replace(self.policy, batch_max=run.fits))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from resource import getpagesize
 
 from infless_watchdog.calls import LoadError, Model
@@ -40,7 +43,7 @@ def write_curve(settings: Settings, batches: Iterable[int], budget_s: float) -> 
         return 0
     sizes = sorted(set(batches)) if model.batched else [1]
     for size in sizes:
-        samples = time_batch(model, [example] * size, budget_s / len(sizes))
+        samples = _time_batch(model, example, size, budget_s / len(sizes))
         _print({"batch": size, "exec_s": samples, "memory_bytes": _resident_bytes()})
         if min(samples) > TOO_SLOW_S:
             break
@@ -48,7 +51,7 @@ def write_curve(settings: Settings, batches: Iterable[int], budget_s: float) -> 
     return 0
 
 
-def time_batch(model: Model, items: list[object], budget_s: float) -> list[float]:
+def _time_batch(model: Model, example: object, size: int, budget_s: float) -> list[float]:
     """Seconds that runs of a batch take, at least 3 of them; two more before are not counted.
 
     Raises:
@@ -57,18 +60,21 @@ def time_batch(model: Model, items: list[object], budget_s: float) -> list[float
     samples: list[float] = []
     ends_s = time.perf_counter() + budget_s
     while len(samples) < WARM_UPS + 3 or (time.perf_counter() < ends_s and len(samples) < 200):
+        items = [copy.deepcopy(example) for _ in range(size)]  # a handler may take its items apart
         started_s = time.perf_counter()
         run = run_isolated(model.predict, items)
         samples.append(time.perf_counter() - started_s)
         failed = next((answer for answer in run.answers if isinstance(answer, ItemError)), None)
         if failed is not None:
-            raise SystemExit(f"the handler fails on its own example() in a batch of {len(items)}: {failed}")
+            raise SystemExit(f"the handler fails on its own example() in a batch of {size}: {failed}")
     return samples[WARM_UPS:]
 
 
 def _resident_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - no Path for a kernel file
-        return int(statm.read().split()[1]) * getpagesize()
+    """Of this process, and of the one that the handler may have."""
+    children = (tasks.read_text().split() for tasks in Path("/proc/self/task").glob("*/children"))
+    pids = ["self", *itertools.chain.from_iterable(children)]
+    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * getpagesize()
 
 
 def _print(record: dict[str, object]) -> None:

@@ -11,7 +11,6 @@ from infless_watchdog.calls import Call, Head, Header
 
 _REASON = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NO_BODY = frozenset({204, 304})
-CONTENT_LENGTH = b"content-length: "
 TEXT = b"text/plain; charset=utf-8"
 JSON = b"application/json"
 
@@ -26,8 +25,8 @@ class Line(Protocol):
 
     peer: str
 
-    def start_of(self, status: int, content_type: bytes) -> bytes:
-        """The first bytes of an answer: its first line and date, and with a content type all up to its length."""
+    def start_of(self, status: int, content_type: bytes, size: int) -> bytes:
+        """The first lines of an answer: status and date, and with a content type that and the body's length."""
         ...
 
     def send(self, data: bytes) -> None:
@@ -54,7 +53,17 @@ class Line(Protocol):
 class Exchange(Call):
     """One request and its answer."""
 
-    __slots__ = ("_chunked", "_connection", "client_gone", "done", "keep_alive", "on_gone", "status", "version_1_0")
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "client_gone",
+        "done",
+        "keep_alive",
+        "on_gone",
+        "plain",
+        "status",
+        "version_1_0",
+    )
 
     def __init__(self, connection: Line, head: Head, body: bytes = b"") -> None:
         self.head = head
@@ -63,6 +72,8 @@ class Exchange(Call):
         self._chunked = False
         self.keep_alive = True
         self.version_1_0 = False
+        self.plain = True
+        """Whether it is answered as most are: with a body, and without a word on the connection."""
         self.status = 0
         self.done = False
         self.client_gone = False
@@ -106,11 +117,13 @@ class Exchange(Call):
             return
         self.status = status
         bodiless = status in _NO_BODY
-        start = self._connection.start_of(status, b"" if bodiless else content_type)
-        if not headers and self.keep_alive and not bodiless and self.head.method != "HEAD" and self._stays():
-            self._finish(b"%b%d\r\n\r\n%b" % (start, len(body), body))
+        start = self._connection.start_of(status, b"" if bodiless else content_type, len(body))
+        if self.plain and not headers and not bodiless and not self._connection.ends_after():
+            self.done = True
+            self.on_gone = None
+            self._connection.answered(self, b"%b\r\n%b" % (start, body))
             return
-        parts = [start] if bodiless else [start, str(len(body)).encode(), b"\r\n"]
+        parts = [start]
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")
         self._say_how_it_ends(parts)
@@ -130,7 +143,7 @@ class Exchange(Call):
         """Start an answer in pieces. Without a `content-length` among `headers` it is sent chunked."""
         self.status = status
         dated = any(name == b"date" for name, _ in headers)
-        parts = [first_line(status) if dated else self._connection.start_of(status, b"")]
+        parts = [first_line(status) if dated else self._connection.start_of(status, b"", 0)]
         sized = status in _NO_BODY or self.method == "HEAD"
         for name, value in headers:
             sized = sized or name == b"content-length"
@@ -163,10 +176,6 @@ class Exchange(Call):
         if not self.done:
             self.done = True
             self._connection.cut()
-
-    def _stays(self) -> bool:
-        """Whether nothing is to be said of the connection: the usual case."""
-        return not self.version_1_0 and not self._connection.ends_after()
 
     def _say_how_it_ends(self, parts: list[bytes]) -> None:
         """The end of an answer's head. A client that knows of the close sends nothing more into it."""

@@ -16,7 +16,7 @@ from email.utils import formatdate
 from typing import Any, cast
 
 from infless_watchdog.calls import Head, Header
-from infless_watchdog.exchange import CONTENT_LENGTH, JSON, TEXT, Exchange, first_line
+from infless_watchdog.exchange import JSON, TEXT, Exchange, first_line
 from infless_watchdog.request_parser import Limits, RequestParser
 
 __all__ = ["JSON", "TEXT", "App", "Connection", "Edge", "Exchange", "Header", "Limits"]
@@ -32,10 +32,12 @@ class Connection(asyncio.Protocol):
         self._edge = edge
         self._transport: asyncio.Transport | None = None
         self._parser = RequestParser(self, edge.limits)
+        self.data_received = self._parser.feed  # type: ignore[method-assign] # one call less for each request
         self._waiting: deque[Exchange] = deque()  # the first one is being answered
         self._refusal: tuple[Exchange, int, str] | None = None
         self._lingering = False
         self._can_write: asyncio.Future[None] | None = None
+        self._paused = False
         self._unsent = 0
         self._sent_s = 0.0
         self.since_s = 0.0
@@ -65,11 +67,6 @@ class Connection(asyncio.Protocol):
                 exchange.on_gone()
         self._waiting.clear()
 
-    def data_received(self, data: bytes) -> None:
-        """Bytes from the client; none is looked at behind what was refused."""
-        if self._refusal is None:
-            self._parser.feed(data)
-
     def pause_writing(self) -> None:
         """The client reads slower than we write."""
         self._can_write = self._edge.loop.create_future()
@@ -93,15 +90,33 @@ class Connection(asyncio.Protocol):
         if not self._waiting:
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def whole(self, head: Head, body: bytes, *, keep_alive: bool = True, version_1_0: bool = False) -> None:
-        """A request has come: serve it when those before it are answered."""
+    def again(self, head: Head, body: bytes) -> None:
+        """A request has come that is like the last one: the usual case, so it takes no step that it need not."""
+        exchange = Exchange(self, head, body)
+        if self._waiting:
+            self._take(exchange)
+            return
+        self._waiting.append(exchange)
+        try:
+            self._edge.app(exchange)
+        except Exception as error:  # noqa: BLE001 - logged, and answered
+            self._failed(exchange, error)
+
+    def whole(self, head: Head, body: bytes, *, keep_alive: bool, version_1_0: bool) -> None:
+        """A request has come."""
         exchange = Exchange(self, head, body)
         exchange.keep_alive = keep_alive
         exchange.version_1_0 = version_1_0
+        exchange.plain = keep_alive and not version_1_0 and head.method != "HEAD"
+        self._take(exchange)
+
+    def _take(self, exchange: Exchange) -> None:
+        """Serve it when those before it are answered."""
         self._waiting.append(exchange)
         if len(self._waiting) == 1:
             self._serve(exchange)
         elif self._crowded() and self._transport is not None:
+            self._paused = True
             self._transport.pause_reading()
 
     def refuse(self, status: int, sentence: str, head: Head) -> None:
@@ -109,7 +124,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         refusal = Exchange(self, head)
-        refusal.keep_alive = False
+        refusal.keep_alive = refusal.plain = False
         self._refusal = (refusal, status, sentence)
         self._waiting.append(refusal)
         if len(self._waiting) == 1:
@@ -117,9 +132,9 @@ class Connection(asyncio.Protocol):
 
     # answers ---------------------------------------------------------------------------------------------------------
 
-    def start_of(self, status: int, content_type: bytes) -> bytes:
-        """The first bytes of an answer; see `Edge.start_of`."""
-        return self._edge.start_of(status, content_type)
+    def start_of(self, status: int, content_type: bytes, size: int) -> bytes:
+        """The first lines of an answer; see `Edge.start_of`."""
+        return self._edge.starts.get((status, content_type, size)) or self._edge.start_of(status, content_type, size)
 
     def send(self, data: bytes) -> None:
         """Write to the client, if it is still there."""
@@ -142,14 +157,15 @@ class Connection(asyncio.Protocol):
         if data:
             self._transport.write(data)
         self._waiting.popleft()
-        self.since_s = self._edge.loop.time()
+        self.since_s = self._edge.now_s
         if not exchange.keep_alive or (self._edge.draining and not self._waiting and not self._parser.in_message):
             self._end()
             return
         if self._waiting:
             # Not a direct call: a long pipeline answered at once must not grow the stack.
             self._edge.loop.call_soon(self._next)
-        if not self._transport.is_reading() and not self._crowded():
+        if self._paused and not self._crowded():
+            self._paused = False
             self._transport.resume_reading()
 
     def _next(self) -> None:
@@ -163,12 +179,15 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._edge.app(exchange)
-        except Exception:
-            LOG.exception("%s %s failed", exchange.method, exchange.path)
-            if exchange.status:
-                exchange.abort()
-            else:
-                exchange.text(500, "the server failed on this request; its log says why")
+        except Exception as error:  # noqa: BLE001 - logged, and answered
+            self._failed(exchange, error)
+
+    def _failed(self, exchange: Exchange, error: Exception) -> None:
+        LOG.error("%s %s failed", exchange.method, exchange.path, exc_info=error)
+        if exchange.status:
+            exchange.abort()
+        else:
+            exchange.text(500, "the server failed on this request; its log says why")
 
     def _crowded(self) -> bool:
         """Whether this client has sent enough ahead; the bodies that wait count as one client's body does."""
@@ -222,6 +241,8 @@ class Edge:
     """Requests one client may send ahead; then it is not read from until answers are out."""
     SWEEP_S = 1.0
     """How often silent connections are looked for: fine enough for limits of seconds."""
+    STARTS_MAX = 1024
+    """Kinds of answers whose first lines are kept: status, content type, and length."""
     LINGER_S = 5.0
     """How long a refused client may go on sending before it is cut (nginx's `lingering_timeout`)."""
 
@@ -233,7 +254,10 @@ class Edge:
         self.connections: set[Connection] = set()
         self.loop: asyncio.AbstractEventLoop
         self._server: asyncio.Server | None = None
-        self._starts: dict[tuple[int, bytes], bytes] = {}
+        self.now_s = 0.0
+        """The loop's time, as of the last sweep: near enough to see who is silent for minutes."""
+        self.starts: dict[tuple[int, bytes, int], bytes] = {}
+        """See `start_of`."""
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def listen(self, sock: Any) -> None:
@@ -242,19 +266,18 @@ class Edge:
         self._server = await self.loop.create_server(lambda: Connection(self), sock=sock, backlog=4096)
         self._sweep()
 
-    def start_of(self, status: int, content_type: bytes) -> bytes:
-        """The first bytes of an answer, up to its length. They are kept for a second, as long as `date` is the same."""
-        start = self._starts.get((status, content_type))
-        if start is None:
-            start = b"%bdate: %b\r\n" % (first_line(status), formatdate(time.time(), usegmt=True).encode())
-            if content_type:
-                start += b"content-type: %b\r\n%b" % (content_type, CONTENT_LENGTH)
-            self._starts[(status, content_type)] = start
+    def start_of(self, status: int, content_type: bytes, size: int) -> bytes:
+        """The first lines of an answer. They are kept until the next sweep: then `date` changes."""
+        start = b"%bdate: %b\r\n" % (first_line(status), formatdate(time.time(), usegmt=True).encode())
+        if content_type:
+            start += b"content-type: %b\r\ncontent-length: %d\r\n" % (content_type, size)
+        if len(self.starts) < self.STARTS_MAX:
+            self.starts[(status, content_type, size)] = start
         return start
 
     def _sweep(self) -> None:
-        now_s = self.loop.time()
-        self._starts.clear()
+        now_s = self.now_s = self.loop.time()
+        self.starts.clear()
         for connection in list(self.connections):
             connection.expire(now_s)
         self._sweeper = self.loop.call_later(self.SWEEP_S, self._sweep)

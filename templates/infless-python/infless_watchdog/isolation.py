@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from infless_watchdog.devices import is_out_of_memory
+
 
 class ItemError(Exception):
     """One request cannot be answered; carries the status and the sentence its client gets."""
@@ -41,16 +43,30 @@ def run_isolated(predict: Callable[[list[Any]], Any], items: Sequence[Any]) -> R
     bad item. A handler that answers with the wrong number of results has failed for the whole batch: nobody can say
     which answer belongs to whom, and running it again would not help.
     """
-    run = Run([], None)
+    run, parts = Run([], None), _Parts()
     started_s, cpu_started_s = time.perf_counter(), time.thread_time()
-    whole = _run(predict, items, run)
+    whole = _run(predict, items, run, parts)
     exec_s, run.cpu_s = time.perf_counter() - started_s, time.thread_time() - cpu_started_s
     if whole:
         run.exec_s = exec_s
+    if parts.too_large and not parts.one_too_large:
+        run.fits = parts.largest
     return run
 
 
-def _run(predict: Callable[[list[Any]], Any], items: Sequence[Any], run: Run) -> bool:
+@dataclass(slots=True)
+class _Parts:
+    """What became of the parts of a batch."""
+
+    too_large: bool = False
+    """Memory had no room for one."""
+    one_too_large: bool = False
+    """Not even for a single item: then it is the item."""
+    largest: int = 1
+    """That was answered."""
+
+
+def _run(predict: Callable[[list[Any]], Any], items: Sequence[Any], run: Run, parts: _Parts) -> bool:
     """Append the answers for `items`; whether one call gave them all."""
     count = len(items)
     try:
@@ -59,15 +75,17 @@ def _run(predict: Callable[[list[Any]], Any], items: Sequence[Any], run: Run) ->
         run.answers += [error] * count
         return False
     except BaseException as error:  # noqa: BLE001 - also sys.exit(): the user's code ends its items, not the instance
+        too_large = is_out_of_memory(error)
+        parts.too_large |= too_large
         if count == 1:
+            parts.one_too_large |= too_large
             run.answers.append(as_item_error(error))
             return True
         middle = count // 2
-        if is_out_of_memory(error):
-            run.fits = middle
-        _run(predict, items[:middle], run)
-        _run(predict, items[middle:], run)
+        _run(predict, items[:middle], run, parts)
+        _run(predict, items[middle:], run, parts)
         return False
+    parts.largest = max(parts.largest, count)
     if not _is_list(results):
         kind = type(results).__name__
         fault = ItemError(500, f"the handler must return a list with one answer per request; it returned {kind}")
@@ -78,14 +96,6 @@ def _run(predict: Callable[[list[Any]], Any], items: Sequence[Any], run: Run) ->
     else:
         run.answers += [as_item_error(one) if isinstance(one, BaseException) else one for one in results]
     return True
-
-
-_OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad allocation", "alloc_failed")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a runtime says that the batch was too large for its memory: Python, torch, CUDA, onnxruntime."""
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _OUT_OF_MEMORY)
 
 
 def _is_list(results: Any) -> bool:

@@ -16,9 +16,9 @@ Deliver = Callable[[Call, Reply | ItemError], None]
 class Ticket:
     """One request on its way: what came, what it has become, and who wants the answer."""
 
-    __slots__ = ("arrived_s", "call", "deliver", "item", "live")
+    __slots__ = ("_withdrawn", "arrived_s", "call", "deliver", "item", "live")
 
-    def __init__(self, call: Call, deliver: Deliver, arrived_s: float) -> None:
+    def __init__(self, call: Call, deliver: Deliver, arrived_s: float, withdrawn: Callable[[Ticket], None]) -> None:
         self.call = call
         self.deliver = deliver
         """Called once with the call, and the reply or the ItemError."""
@@ -26,6 +26,13 @@ class Ticket:
         self.item: Any = None
         self.live = True
         """False once answered, or when the client has left: the item is not run, or its answer goes nowhere."""
+        self._withdrawn = withdrawn
+
+    def withdraw(self) -> None:
+        """The client has left."""
+        if self.live:
+            self.live = False
+            self._withdrawn(self)
 
 
 class Queue:
@@ -34,7 +41,7 @@ class Queue:
     RATE_WINDOW_S = 1.0
     """Arrivals of about the last second: a few batches' worth at any rate where batching matters."""
 
-    __slots__ = ("_came", "_counted_s", "arrivals_s", "cpu_times", "late", "rate_rps", "tickets", "times")
+    __slots__ = ("_came", "_counted_s", "arrivals_s", "brief", "cpu_times", "late", "rate_rps", "tickets", "times")
 
     def __init__(self) -> None:
         self.tickets: deque[Ticket] = deque()
@@ -44,6 +51,8 @@ class Queue:
         self.times = ExecutionTimes()
         self.cpu_times = ExecutionTimes()
         """What runs cost the thread that calls them."""
+        self.brief = False
+        """Whether runs are so short that they take the event loop's own thread."""
         self.rate_rps = 0.0
         self._counted_s = 0.0
         self._came = 0

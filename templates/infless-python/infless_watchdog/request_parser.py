@@ -37,8 +37,12 @@ class Taker(Protocol):
         """The client waits for a word before it sends the body (`Expect: 100-continue`)."""
         ...
 
-    def whole(self, head: Head, body: bytes, *, keep_alive: bool = True, version_1_0: bool = False) -> None:
+    def whole(self, head: Head, body: bytes, *, keep_alive: bool, version_1_0: bool) -> None:
         """A request has come."""
+        ...
+
+    def again(self, head: Head, body: bytes) -> None:
+        """A request has come with the very head of the one before."""
         ...
 
     def refuse(self, status: int, sentence: str, head: Head) -> None:
@@ -89,7 +93,7 @@ class RequestParser:
             while data.startswith(known.octets) and len(data) >= known.total_bytes:
                 body = data[len(known.octets) : known.total_bytes]
                 data = data[known.total_bytes :]
-                self._taker.whole(known.head, body)
+                self._taker.again(known.head, body)
                 if not data:
                     return
         self._parse(data)

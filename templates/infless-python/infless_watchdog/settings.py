@@ -144,8 +144,8 @@ class Settings:  # each `_read` is a dataclass field
     """Where a `handle(event, context)` says whether it is ready: `/_/ready` asks it there (of-watchdog)."""
     max_inflight: int = _read(_whole(0), 0)
     """429 above this many requests at once; 0 is no limit (of-watchdog)."""
-    queue_max: int = _read(_whole(1), 1024)
-    """503 with Retry-After above this many waiting requests: 32 full batches are more than any target can hold."""
+    queue_max: int = _read(_whole(1), 8192)
+    """503 with Retry-After above this many waiting requests: a trivial model serves so many within a usual target."""
     compress_min_bytes: int = _read(_whole(0), 16 * 1024)
     """Text and JSON answers of at least this size are compressed for clients that accept it; 0 never. Smaller ones
     cost more time than they save."""

@@ -614,6 +614,27 @@ def test_stopping_lets_the_last_answers_out() -> None:
     play(scenario)
 
 
+def test_stopping_ends_streams_behind_their_last_answer() -> None:
+    """A stream that is held open does not hold up the end: what it asked is answered, then it ends in order."""
+
+    async def scenario(instance: Instance) -> None:
+        instance.model.gate.clear()
+        call = instance.stream(None)
+        for place in range(3):
+            await call.write(request_of(x=ONES * place))
+        await instance.until(lambda: instance.metrics.in_flight == 3)
+        stopping = asyncio.ensure_future(instance.edge.stop(10 * GRACE_S))
+        await asyncio.sleep(0.05)
+        instance.model.gate.set()
+        async with asyncio.timeout(GRACE_S):
+            answers = [answer.infer_response.raw_output_contents[0] async for answer in call]
+            await stopping
+        assert answers == [(ONES * place).tobytes() for place in range(3)]
+        assert await call.code() == grpc.StatusCode.OK
+
+    play(scenario)
+
+
 @pytest.fixture(autouse=True)
 def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Neither grpcio nor asyncio has anything to complain about."""

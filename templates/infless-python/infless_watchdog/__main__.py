@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import math
 import os
@@ -10,10 +11,13 @@ import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infless_watchdog.calls import LoadError
-from infless_watchdog.logfile import capture
 from infless_watchdog.settings import Settings, SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from infless_watchdog.worker import Service
 
 
 def main() -> None:
@@ -39,6 +43,8 @@ def main() -> None:
         log_file = os.environ.get("log_file", "").strip()  # noqa: SIM112 - OpenFaaS's way to write them
         serving = options.curve is None and options.check is None
         if log_file and serving:  # before anything can be wrong: its sentence belongs there
+            from infless_watchdog.logfile import capture
+
             capture(Path(log_file))
         settings = read_settings(os.environ)
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
@@ -66,17 +72,24 @@ def _sizes(text: str) -> list[int]:
 
 def serve(settings: Settings) -> None:
     """Run under gunicorn: one worker, two listeners (requests, metrics)."""
-    from infless_watchdog.app import Watchdog
+    gc.disable()  # until the model is loaded: what is imported is no garbage, and to look takes a tenth of the start
     from infless_watchdog.worker import ServiceApplication
 
     fds = settings.listen_fds or (_bound(settings.port), _bound(settings.metrics_port))
     grace_s = settings.healthcheck_interval_s + settings.write_timeout_s + 1
     ServiceApplication(
-        lambda: Watchdog(settings),
+        lambda: _watchdog(settings),
         bind=[f"fd://{fd}" for fd in fds],
         graceful_timeout=math.ceil(grace_s),
         proc_name="infless-watchdog",
     ).run()
+
+
+def _watchdog(settings: Settings) -> Service:
+    # Imported in the worker: what the supervisor does not know, it need not hold in memory.
+    from infless_watchdog.app import Watchdog
+
+    return Watchdog(settings)
 
 
 def _bound(port: int) -> int:

@@ -93,6 +93,8 @@ class GrpcEdge:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._grpc: Any = None
+        self._readers: set[asyncio.Task[None]] = set()
+        """One for each open stream."""
 
     async def start(self, port: int) -> int:
         """Listen on `port`, and return it; 0 takes a free one.
@@ -113,6 +115,8 @@ class GrpcEdge:
 
     async def stop(self, grace_s: float) -> None:
         """Take no more requests, and let those in the making end within `grace_s`."""
+        for reader in self._readers:  # clients hold streams open when they have nothing to ask
+            reader.cancel()
         if self._grpc is not None:
             await self._grpc.stop(grace_s)
 
@@ -210,11 +214,16 @@ class GrpcEdge:
             await context.write(response)
             slots.release()
 
-        last: asyncio.Task[None] | None = None
-        async with asyncio.TaskGroup() as tasks:
+        async def read(tasks: asyncio.TaskGroup) -> None:
+            last: asyncio.Task[None] | None = None
             async for request in requests:
                 await slots.acquire()
                 last = tasks.create_task(answer(request, last))
+
+        async with asyncio.TaskGroup() as tasks:
+            reader = tasks.create_task(read(tasks))
+            self._readers.add(reader)
+            reader.add_done_callback(self._readers.discard)
 
     async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         """The answer of one request; when the task is cancelled, as it is when the client leaves, it is withdrawn.

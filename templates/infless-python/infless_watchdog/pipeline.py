@@ -59,8 +59,10 @@ class Pipeline:
             return
         bucket = self.model.bucket(example)
         largest = self.batcher.policy.batch_max
-        # The first run is lazy initialisation: it is not timed. A GPU chooses its kernels for each size anew.
-        sizes = [1, largest, 1]
+        # A first run is lazy initialisation, and says little of the time. A GPU chooses its kernels for each size anew;
+        # a runtime on the CPU has little to initialise: the start is short, and the first batches tell the rest.
+        quick = self.model.brief and self.model.device == "cpu"
+        sizes = [1] if quick else [1, largest, 1]
         if self.model.device != "cpu":
             sizes += [2**power for power in range(1, largest.bit_length()) if 2**power < largest]
         for place, size in enumerate(sizes):
@@ -69,18 +71,18 @@ class Pipeline:
             failed = next((answer for answer in run.answers if isinstance(answer, ItemError)), None)
             if failed is not None:
                 LOG.warning("the handler fails on its own example() in a batch of %d: %s", size, failed)
-            elif place:
+            elif place or quick:
                 self.batcher.learn(bucket, size, run)
 
     def begin(self) -> None:
         """The model is warm."""
         self.reconfigure(self.batcher.policy)  # warming up may have shown that it cannot batch
         self.metrics.fallback = int(self.model.device != self.settings.model_device)
-        # What is there now stays: the collector need not look at it again and again. Nor at each 700 new objects, which
-        # are not garbage but requests under way; without this it took a sixth of the loop's time at 50,000 a second.
-        gc.collect()
+        # What is there now stays: the collector need not look at it again and again. Nor is it to look at each 700 new
+        # objects, which are no garbage but requests under way.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
+        gc.enable()
 
     def reconfigure(self, policy: BatchPolicy) -> None:
         """Batch and wait as the provider wishes, from the next decision on."""

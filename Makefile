@@ -38,7 +38,9 @@ check: $(STAMP) ## format, lint, types, import contracts
 
 bench: $(STAMP) ## every figure of the README, as JSON records in benchmarks/results
 	@$(BIN)/python examples/get_models.py
+	@$(BIN)/python -m benchmarks.peers.install || true
 	@$(BIN)/python -m benchmarks.watchdog
+	@$(BIN)/python -m benchmarks.cost
 	@$(BIN)/python -m benchmarks.provider
 	@$(BIN)/python -m benchmarks.deploy
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import uvloop
 
+from benchmarks import rates
 from infless_provider.replay import Check, Stream, replay
 from infless_provider.shots import Summary, summarise
 from infless_scheduler.arrivals import poisson_arrivals_s
@@ -58,15 +59,4 @@ def highest_rate(
                 return True
         return False
 
-    low, high = 0.0, start_rps
-    while bears(high):
-        low, high = high, 2 * high
-    while low == 0.0 and high > 1:
-        if bears(high / 2):
-            low = high / 2
-        else:
-            high /= 2
-    while high - low > precision * low:
-        middle = (low + high) / 2
-        low, high = (middle, high) if bears(middle) else (low, middle)
-    return low, trials
+    return rates.highest_rate(bears, start_rps, precision=precision), trials

@@ -16,8 +16,8 @@ RESULTS = Path(__file__).parent / "results"
 _VERSIONS = ("uvloop", "httptools", "gunicorn", "onnxruntime", "numpy", "flask", "mip")
 
 
-def write(name: str, command: str, results: dict[str, Any]) -> Path:
-    """Keep a result in `benchmarks/results/NAME.json`, print where, and return the path."""
+def write(name: str, command: str, results: dict[str, Any], *, show: bool = True) -> Path:
+    """Keep a result in `benchmarks/results/NAME.json`, print it (`show`) and where, and return the path."""
     record = {
         "name": name,
         "command": command,
@@ -29,7 +29,8 @@ def write(name: str, command: str, results: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
+    if show:
+        print(json.dumps(results, indent=1))
     print(f"kept in {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}", file=sys.stderr)
     return path
 
@@ -49,6 +50,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
     }
+
+
+def version(package: str, venv: Path) -> str:
+    """Of a distribution in a virtual environment where there is one, else in ours; empty when it is in neither."""
+    folders = [str(path) for path in venv.glob("lib/python*/site-packages")]
+    found = next(iter(importlib.metadata.distributions(name=package, **({"path": folders} if folders else {}))), None)
+    return found.version if found else ""
 
 
 def _commit() -> str:

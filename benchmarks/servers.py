@@ -48,29 +48,6 @@ def running(
 
 
 @contextmanager
-def watchdog(folder: Path, *, batch_max: int, target_s: float, env: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Our watchdog alone; the URL of its requests."""
-    port, metrics_port = free_port(), free_port()
-    settings = {
-        "function_dir": str(folder), "port": str(port), "metrics_port": str(metrics_port), "batch_max": str(batch_max),
-        "latency_target": f"{target_s}s", "cpu_cores": "1", "healthcheck_interval": "0s", **(env or {}),
-    }  # fmt: skip
-    url = f"http://127.0.0.1:{port}/"
-    with running([sys.executable, "-m", "infless_watchdog"], f"{url}_/ready", env=settings):
-        yield url
-
-
-@contextmanager
-def one_to_one(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[str]:
-    """The baseline: Flask on gunicorn, one request at a time."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/"
-    command = [sys.executable, "-m", "benchmarks.one_to_one", "--function-dir", str(folder), "--port", str(port)]
-    with running(command, url, env={"cpu_cores": "1", **(env or {})}):
-        yield url
-
-
-@contextmanager
 def provider(stack: Path, name: str, work: Path, *, cpu: int = SERVER_CPU) -> Iterator[tuple[str, str]]:
     """`infless up` with one deployed function; URLs of the function through the provider and of its instance."""
     port, state = free_port(), work / "state"
@@ -103,6 +80,18 @@ def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+def free_ports(count: int) -> int:
+    """The first of that many ports in a row, all free a moment ago."""
+    while True:
+        first = free_port()
+        try:
+            for port in range(first, first + count):
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return first
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: object) -> None:

@@ -209,7 +209,7 @@ class TestRequests:
 
     def test_broken_json(self, picky):
         """400 with the place."""
-        refused(picky.invoke("picky", b'{"a": '), 400, "the body is not valid JSON", "column")
+        refused(picky.invoke("picky", b'{"a": '), 400, "the body is not valid JSON", "truncated")
 
     @pytest.mark.parametrize("path", ["/function/good", "/system/functions"])
     def test_an_oversized_body(self, provider, path):

@@ -92,7 +92,7 @@ def load(tmp_path: Path) -> Iterator[Load]:
         if name.startswith("fn_"):
             del sys.modules[name]
     assert [child.cmdline() for child in psutil.Process().children() if "handler_child" in str(child.cmdline())] == []
-    assert len(list(Path("/proc/self/fd").iterdir())) == files
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files  # a collected one of an earlier test is no leak
 
 
 def run(model: Any, *words: str) -> Run:

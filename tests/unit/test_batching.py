@@ -54,7 +54,7 @@ def test_a_busy_function_waits_for_more() -> None:
 
 def test_waiting_ends_when_the_oldest_requests_slack_does() -> None:
     """Slack: the deadline, less what is kept for safety (10 ms), less what the full batch takes (40 ms)."""
-    answer = ask([0.0, 0.05], 0.0)
+    answer = ask([0.0, 0.045], 0.045)
     assert isinstance(answer, WaitUntil)
     assert answer.at_s == pytest.approx(0.05)
 
@@ -70,9 +70,9 @@ def test_waiting_ends_at_its_own_limit() -> None:
 
 def test_at_the_end_of_the_slack_what_is_there_runs() -> None:
     """The moment that was asked for is late enough: no second wait."""
-    answer = ask([0.0, 0.05], 0.0)
+    answer = ask([0.0, 0.045], 0.045)
     assert isinstance(answer, WaitUntil)
-    assert ask([0.0, 0.05], answer.at_s) == Flush(2)
+    assert ask([0.0, 0.045], answer.at_s) == Flush(2)
 
 
 def test_a_target_that_cannot_be_met_is_not_made_worse() -> None:
@@ -106,6 +106,14 @@ def test_a_batch_that_has_grown_enough_to_keep_up_runs() -> None:
     """At 60 requests a second one alone (20 ms) is too slow; five together (32 ms) leave time free."""
     assert isinstance(ask([0.0], 0.0, 60.0), WaitUntil)
     assert ask([0.0] * 5, 0.0, 60.0) == Flush(5)
+
+
+def test_nobody_waits_for_clients_that_wait_themselves() -> None:
+    """At 200 a second a request comes each 5 ms; after 20 ms without one, those who ask in turns have all asked."""
+    answer = ask([0.0, 0.002], 0.002)
+    assert isinstance(answer, WaitUntil)
+    assert answer.at_s == pytest.approx(0.022)
+    assert ask([0.0, 0.002], 0.0221) == Flush(2)
 
 
 def test_a_wait_says_how_many_would_end_it() -> None:

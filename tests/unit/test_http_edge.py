@@ -223,10 +223,14 @@ def test_a_pipeline_is_answered_in_order() -> None:
 
 def test_requests_may_be_split_at_every_byte() -> None:
     """In two pieces at each place, and in pieces of one byte."""
-    whole, _ = fed(STREAM)
+
+    def answers(*pieces: bytes) -> bytes:
+        return re.sub(rb"date: [^\r]*", b"", fed(*pieces)[0])
+
+    whole = answers(STREAM)
     for place in range(1, len(STREAM)):
-        assert fed(STREAM[:place], STREAM[place:])[0] == whole, STREAM[:place]
-    assert fed(*(bytes([byte]) for byte in STREAM))[0] == whole
+        assert answers(STREAM[:place], STREAM[place:]) == whole, STREAM[:place]
+    assert answers(*(bytes([byte]) for byte in STREAM)) == whole
 
 
 def test_a_connection_serves_many_requests(run: Run) -> None:

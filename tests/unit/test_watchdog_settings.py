@@ -44,7 +44,7 @@ def test_all_faults_are_told_at_once() -> None:
 
 def test_the_two_ports_must_differ() -> None:
     """Requests and metrics cannot share one."""
-    with pytest.raises(SettingsError, match="port and metrics_port"):
+    with pytest.raises(SettingsError, match="port, metrics_port and grpc_port: two of them are the same"):
         read_settings({"port": "8081"})
 
 

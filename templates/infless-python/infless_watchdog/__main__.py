@@ -75,6 +75,8 @@ def serve(settings: Settings) -> None:
     gc.disable()  # until the model is loaded: what is imported is no garbage, and to look takes a tenth of the start
     from infless_watchdog.worker import ServiceApplication
 
+    if settings.grpc_port:  # grpcio would share it with whoever has it
+        os.close(_bound(settings.grpc_port))
     fds = settings.listen_fds or (_bound(settings.port), _bound(settings.metrics_port))
     grace_s = settings.healthcheck_interval_s + settings.write_timeout_s + 1
     ServiceApplication(

@@ -159,10 +159,13 @@ class Watchdog:
         if parts[2:3] == ["versions"]:  # there is one version; Triton's clients may name it
             parts = parts[:2] + parts[4:]
         name = self.settings.function_name
+        ready = self.accepting and self._refusal() is None
         if parts == ["health", "live"]:
-            self._health(exchange)
-        elif parts in (["health", "ready"], ["models", name, "ready"]):
-            self._ready(exchange)
+            exchange.json(200 if self.accepting else 503, {"live": self.accepting})
+        elif parts == ["health", "ready"]:
+            exchange.json(200 if ready else 503, {"ready": ready})
+        elif parts == ["models", name, "ready"]:
+            exchange.json(200 if ready else 503, {"name": name, "ready": ready})
         elif parts == ["models", name, "infer"]:
             self._invoke(exchange)
         elif parts[:1] == ["models"] and parts[1:2] not in ([], [name], ["stats"]):

@@ -69,22 +69,14 @@ class _Parts:
 def _run(predict: Callable[[list[Any]], Any], items: Sequence[Any], run: Run, parts: _Parts) -> bool:
     """Append the answers for `items`; whether one call gave them all."""
     count = len(items)
+    failed: BaseException | None = None
+    results: Any = None
     try:
         results = predict(list(items))  # a copy: a handler may empty its list and then raise
-    except BatchError as error:
-        run.answers += [error] * count
-        return False
     except BaseException as error:  # noqa: BLE001 - also sys.exit(): the user's code ends its items, not the instance
-        too_large = is_out_of_memory(error)
-        parts.too_large |= too_large
-        if count == 1:
-            parts.one_too_large |= too_large
-            run.answers.append(as_item_error(error))
-            return True
-        middle = count // 2
-        _run(predict, items[:middle], run, parts)
-        _run(predict, items[middle:], run, parts)
-        return False
+        failed = error
+    if failed is not None:
+        return _split(failed, predict, items, run, parts)
     parts.largest = max(parts.largest, count)
     if not _is_list(results):
         kind = type(results).__name__
@@ -96,6 +88,26 @@ def _run(predict: Callable[[list[Any]], Any], items: Sequence[Any], run: Run, pa
     else:
         run.answers += [as_item_error(one) if isinstance(one, BaseException) else one for one in results]
     return True
+
+
+def _split(
+    failed: BaseException, predict: Callable[[list[Any]], Any], items: Sequence[Any], run: Run, parts: _Parts
+) -> bool:
+    """What is answered where a batch has raised."""
+    count = len(items)
+    if isinstance(failed, BatchError):
+        run.answers += [failed] * count
+        return False
+    too_large = is_out_of_memory(failed)
+    parts.too_large |= too_large
+    if count == 1:
+        parts.one_too_large |= too_large
+        run.answers.append(as_item_error(failed))
+        return True
+    middle = count // 2
+    _run(predict, items[:middle], run, parts)
+    _run(predict, items[middle:], run, parts)
+    return False
 
 
 def _is_list(results: Any) -> bool:

@@ -196,11 +196,14 @@ class RequestParser:
         method = self._parser.get_method().decode("ascii")
         head = Head(method, path.decode("latin-1"), query.decode("latin-1"), self._headers)
         self._head = head
-        self._version_1_0 = self._parser.get_http_version() == "1.0"
+        version = self._parser.get_http_version()
+        self._version_1_0 = version == "1.0"
         self._keep_alive = self._parser.should_keep_alive()
         codings = [value.strip().lower() for name, value in head.headers if name == b"transfer-encoding"]
         length = head.header(b"content-length")
-        if method == "CONNECT":
+        if version not in ("1.0", "1.1"):  # llhttp takes HTTP/0.9, which has no version
+            self.refuse(400, "the request's first line does not end in HTTP/1.1")
+        elif method == "CONNECT":
             self.refuse(501, "this is not a proxy: CONNECT is not supported")
         elif codings and self._version_1_0:
             self.refuse(400, "HTTP/1.0 has no Transfer-Encoding")

@@ -177,8 +177,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             values[name] = spec.metadata["parse"](text)
         except ValueError as fault:
             faults.append(f"environment variable {variable}: {fault}")
-    if not values.get("listen_fds") and values.get("port", 8080) == values.get("metrics_port", 8081):
-        faults.append("environment variables port and metrics_port: they are the same")
+    ports = [values.get("grpc_port") or None]
+    if not values.get("listen_fds"):
+        ports += [values.get("port", 8080), values.get("metrics_port", 8081)]
+    if len({*filter(None, ports)}) < len([*filter(None, ports)]):
+        faults.append("environment variables port, metrics_port and grpc_port: two of them are the same")
     if faults:
         raise SettingsError("\n".join(faults))
     return Settings(**values)

@@ -24,14 +24,16 @@ LOG = logging.getLogger("infless.watchdog")
 class Batcher:
     """Executes what `batching.decide` says."""
 
+    TICK_S = 0.001
+    """Shortest timer: the loop's clock has milliseconds, and less than one would be asked again and again."""
     SLEEP_MAX_S = 600.0
     """Longest timer: event loops refuse absurd ones, and asking the policy again costs nothing."""
     BRIEF_S = 200e-6
     """A shorter run takes the loop's own thread, where the model allows it. To hand a batch to a thread and take the
     answers back costs 50 to 100 us, and a few times that is not felt by who waits for the loop."""
-    BRIEF_LOAD = 0.5
+    BRIEF_LOAD = 0.25
     """Of the loop's time, the most that brief runs are to take with all that belongs to them; batches grow above it. A
-    wait of a millisecond is nothing to a latency target, and a loop that is half idle bears a burst."""
+    wait of a millisecond is nothing to a latency target, and a loop that is mostly idle bears a burst."""
     BRIEF_LEARNED = 8
     """Of so many brief runs one is learned from: there are thousands a second, and learning is a part of their cost."""
     BUCKETS_MAX = 64
@@ -159,7 +161,7 @@ class Batcher:
             if self._timer_at_s <= at_s:
                 return
             self._timer.cancel()
-        wait_s = min(max(0.0, at_s - time.monotonic()), self.SLEEP_MAX_S)
+        wait_s = min(max(self.TICK_S, at_s - time.monotonic()), self.SLEEP_MAX_S)
         self._timer = asyncio.get_running_loop().call_later(wait_s, self._woken)
         self._timer_at_s = at_s
 

@@ -41,7 +41,10 @@ class Pipeline:
         self.batcher = Batcher(
             model, policy, metrics, self._answered, exec_timeout_s=settings.exec_timeout_s, on_hang=on_hang
         )
-        self._finish = model.finish
+        # Looked up once: these are called for each request.
+        self._decode, self._bucket, self._write = model.decode, model.bucket, model.encode
+        self._prepare, self._finish = model.prepare, model.finish
+        self._queue_max, self._in_flight_max = settings.queue_max, settings.max_inflight or math.inf
         self._on_hang = on_hang
         self._in_pool = 0
         self._pool = ThreadPoolExecutor(max_workers=max(2, settings.cpu_cores), thread_name_prefix="prepare")
@@ -95,7 +98,7 @@ class Pipeline:
     def refusal(self) -> ItemError | None:
         """Why no request can be taken now."""
         settings = self.settings
-        if 0 < settings.max_inflight <= self.metrics.in_flight:
+        if self.metrics.in_flight >= self._in_flight_max:
             return ItemError(429, f"max_inflight, {settings.max_inflight}, is reached")
         if self.batcher.waiting + self._in_pool >= settings.queue_max:
             return ItemError(503, f"{settings.queue_max} requests are waiting already")
@@ -105,20 +108,22 @@ class Pipeline:
         """Take one request; `deliver(call, reply or fault)` follows once, on the event loop, unless it is withdrawn."""
         metrics = self.metrics
         ticket = Ticket(call, deliver, time.monotonic(), self._withdrawn)
-        fault = self.refusal()
+        fault = None
+        if metrics.in_flight >= self._in_flight_max or self.batcher.waiting + self._in_pool >= self._queue_max:
+            fault = self.refusal()
         metrics.received += 1
         metrics.in_flight += 1
         if fault is None:
             try:
-                ticket.item = self.model.decode(call)
+                ticket.item = self._decode(call)
             except Exception as error:  # noqa: BLE001 - answered, as every request is
                 fault = error if isinstance(error, ItemError) else _internal("the request cannot be read", error)
         if fault is not None:
             self._deliver(ticket, fault)
-        elif self.model.prepare is None:
-            self.batcher.submit(ticket, self.model.bucket(ticket.item))
+        elif self._prepare is None:
+            self.batcher.submit(ticket, self._bucket(ticket.item))
         else:
-            self._beside(ticket, self.model.prepare, ticket.item, self._enqueue)
+            self._beside(ticket, self._prepare, ticket.item, self._enqueue)
         return ticket
 
     def _withdrawn(self, ticket: Ticket) -> None:
@@ -149,7 +154,7 @@ class Pipeline:
 
     def _enqueue(self, ticket: Ticket, item: Any) -> None:
         ticket.item = item
-        self.batcher.submit(ticket, self.model.bucket(item))
+        self.batcher.submit(ticket, self._bucket(item))
 
     def _answered(self, ticket: Ticket, answer: Any) -> None:
         if isinstance(answer, ItemError):
@@ -190,7 +195,7 @@ class Pipeline:
 
     def _encode(self, ticket: Ticket, answer: Any) -> None:
         try:
-            outcome: Reply | ItemError = self.model.encode(answer, ticket.item, ticket.call)
+            outcome: Reply | ItemError = self._write(answer, ticket.item, ticket.call)
         except ItemError as fault:
             outcome = fault
         except Exception as error:  # noqa: BLE001 - an answer that cannot be written is this request's fault alone

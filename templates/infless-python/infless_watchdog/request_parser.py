@@ -56,6 +56,7 @@ class _Known:
 
     octets: bytes
     head: Head
+    head_bytes: int
     total_bytes: int
     """Of a whole request: head and body."""
 
@@ -91,11 +92,10 @@ class RequestParser:
         if known is not None and not self.in_message:
             # Most clients send one request at a time, all with the same head: what it says is known already.
             while data.startswith(known.octets) and len(data) >= known.total_bytes:
-                body = data[len(known.octets) : known.total_bytes]
-                data = data[known.total_bytes :]
-                self._taker.again(known.head, body)
-                if not data:
+                self._taker.again(known.head, data[known.head_bytes : known.total_bytes])
+                if len(data) == known.total_bytes:
                     return
+                data = data[known.total_bytes :]
         self._parse(data)
 
     def refuse(self, status: int, sentence: str) -> None:
@@ -134,7 +134,7 @@ class RequestParser:
         plain = size + body_size == len(data) and octets.count(b"\n") == octets.count(b"\r\n")
         odd = head.header(b"transfer-encoding") or head.header(b"expect") or head.header(b"upgrade")
         if plain and not odd and self._keep_alive and not self._version_1_0:
-            self._known = _Known(octets, head, len(data))
+            self._known = _Known(octets, head, size, len(data))
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Answer as if nobody had asked for another protocol (RFC 9110, section 7.8).

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from infless_watchdog import padding
-from infless_watchdog.calls import Call, Reply
 from infless_watchdog.raw_rows import RawRows
 from infless_watchdog.settings import Settings
 from infless_watchdog.tensor_codec import TensorCodec
@@ -42,12 +41,10 @@ class TensorModel:
         self._outputs = {spec.name: [*map(_name, spec.shape)] for spec in self._signature.outputs}
         self._raw = RawRows(runtime, self._signature) if RawRows.fits(self._signature) else None
         self._one_bucket = self._signature.known
+        self.decode, self.encode = self._codec.decode, self._codec.encode
+        """A request's item, and an answer's reply; see there."""
         self.batched = self._signature.grows
         """Without a batch axis that can grow, requests are run one by one."""
-
-    def decode(self, call: Call) -> Item | bytes:
-        """Tensors from an inference request, a JSON array, or raw bytes."""
-        return self._codec.decode(call)
 
     def bucket(self, item: Item | bytes) -> Hashable:
         """The padded shapes."""
@@ -60,10 +57,6 @@ class TensorModel:
             if answers is not None:
                 return answers
         return self._predict_tensors(items)
-
-    def encode(self, answer: Arrays | bytes, item: Item | bytes, call: Call) -> Reply:
-        """In the form the request came in."""
-        return self._codec.encode(answer, item, call)
 
     def example(self) -> Item:
         """Zeros and empty strings in the model's shape; unknown sizes that no `input_shape` names are 1."""

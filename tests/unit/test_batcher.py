@@ -15,7 +15,7 @@ from infless_watchdog.batching import BatchPolicy
 from infless_watchdog.calls import Call, Head
 from infless_watchdog.isolation import ItemError, Run
 from infless_watchdog.metrics import Metrics
-from infless_watchdog.queues import Queue, Ticket
+from infless_watchdog.queues import Queue
 
 
 class Plain:
@@ -55,23 +55,22 @@ class Bench:
         self.sizes.append(len(items))
         return self._predict(items)
 
-    def _answer(self, ticket: Ticket, answer: Any) -> None:
-        ticket.live = False
-        if ticket.item == "undeliverable":
+    def _answer(self, call: Call, answer: Any) -> None:
+        call.live = False
+        if call.item == "undeliverable":
             raise ZeroDivisionError("no way")
-        self.answers[ticket.item] = answer
+        self.answers[call.item] = answer
 
     def _hung(self) -> None:
         self.hangs += 1
 
-    def submit(self, item: Any, bucket: Any = None, waited_s: float = 0.0) -> Ticket:
+    def submit(self, item: Any, bucket: Any = None, waited_s: float = 0.0) -> Call:
         """Queue an item whose answer is kept under its name."""
-        ticket = Ticket(
-            Call(Head()), lambda *_: None, time.monotonic() - waited_s, lambda _: self.batcher.forget_withdrawn()
-        )
-        ticket.item = item
-        self.batcher.submit(ticket, bucket)
-        return ticket
+        call = Call(Head())
+        call.item, call.arrived_s, call.live = item, time.monotonic() - waited_s, True
+        call.withdrawn = lambda _: self.batcher.forget_withdrawn()
+        self.batcher.submit(call, bucket)
+        return call
 
     async def until(self, count: int) -> None:
         """Wait for that many answers."""
@@ -103,7 +102,7 @@ def bench(
     return made
 
 
-async def held(made: Bench, items: list[Any]) -> list[Ticket]:
+async def held(made: Bench, items: list[Any]) -> list[Call]:
     """Submit while the model is busy with one item called 0."""
     made.gate.clear()
     made.submit(0)
@@ -166,8 +165,8 @@ def test_who_leaves_the_queue_is_not_run() -> None:
     """Its place goes to the next; its batch-mates never notice."""
 
     async def scenario(made: Bench) -> None:
-        tickets = await held(made, [1, 2, 3])
-        tickets[1].withdraw()
+        calls = await held(made, [1, 2, 3])
+        calls[1].withdraw()
         made.gate.set()
         await made.until(3)
 
@@ -181,9 +180,9 @@ def test_who_leaves_during_the_run_gets_nothing() -> None:
 
     async def scenario(made: Bench) -> None:
         made.gate.clear()
-        ticket = made.submit(1)
+        call = made.submit(1)
         await asyncio.sleep(0.005)
-        ticket.withdraw()
+        call.withdraw()
         made.submit(2)
         made.gate.set()
         await made.until(1)
@@ -288,12 +287,13 @@ def test_draining_waits_for_nobody() -> None:
 
 def test_the_rate_is_learned_and_forgotten() -> None:
     """A steady stream shows its rate; a second of silence and it starts anew."""
-    queue = Queue()
+    queue, came = Queue(), Call(Head())
+    came.arrived_s = 0.0
     for place in range(300):
-        queue.append(Ticket(Call(Head()), lambda *_: None, 0.0, lambda _: None))
+        queue.append(came)
         queue.count_rate(place * 0.01)
     assert queue.rate_rps == pytest.approx(100, rel=0.1)
-    queue.append(Ticket(Call(Head()), lambda *_: None, 0.0, lambda _: None))
+    queue.append(came)
     assert queue.count_rate(10.0) == 1.0
 
 

@@ -22,7 +22,6 @@ from infless_watchdog.calls import Call, LoadError, Reply
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.metrics import Metrics
 from infless_watchdog.pipeline import Pipeline
-from infless_watchdog.queues import Deliver, Ticket
 from infless_watchdog.settings import Settings
 
 grpc = pytest.importorskip("grpc", reason="needs infless[grpc]")
@@ -82,12 +81,12 @@ class Instance:
         self.edge = grpc_edge.GrpcEdge(self)
         self.channel: Any = None
 
-    def submit(self, call: Call, deliver: Deliver) -> Ticket | None:
+    def submit(self, call: Call, deliver: Callable[[Call, Any], None]) -> None:
         """To the queue."""
         if self.pipeline is None:
             deliver(call, ItemError(503, "the model is still loading"))
-            return None
-        return self.pipeline.submit(call, deliver)
+        else:
+            self.pipeline.submit(call, deliver)
 
     def log_fault(self, call: Call, fault: ItemError) -> None:
         """Kept for the test."""

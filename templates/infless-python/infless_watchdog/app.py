@@ -22,7 +22,6 @@ from infless_watchdog.isolation import ItemError
 from infless_watchdog.live_config import read_live_config
 from infless_watchdog.metrics import Metrics
 from infless_watchdog.pipeline import Pipeline
-from infless_watchdog.queues import Deliver, Ticket
 from infless_watchdog.settings import Settings
 
 if TYPE_CHECKING:
@@ -191,14 +190,14 @@ class Watchdog:
 
     # one request -----------------------------------------------------------------------------------------------------
 
-    def submit(self, call: Call, deliver: Deliver) -> Ticket | None:
-        """Take a request from any edge; `deliver(call, reply or fault)` follows once. None while the model loads."""
+    def submit(self, call: Call, deliver: Callable[[Call, Any], None]) -> None:
+        """Take a request from any edge; `deliver(call, reply or fault)` follows once, unless it is withdrawn."""
         if self.pipeline is None:
             self.metrics.received += 1
             self.metrics.answered(503, call.head.method, 0.0)
             deliver(call, _LOADING)
-            return None
-        return self.pipeline.submit(call, deliver)
+        else:
+            self.pipeline.submit(call, deliver)
 
     def _refusal(self) -> ItemError | None:
         return _LOADING if self.pipeline is None else self.pipeline.refusal()
@@ -212,10 +211,9 @@ class Watchdog:
             except ItemError as fault:
                 self._refused_with(exchange, fault)
                 return
-        pipeline = self.pipeline
-        ticket = self.submit(exchange, self._deliver) if pipeline is None else pipeline.submit(exchange, self._deliver)
-        if ticket is not None and ticket.live:
-            exchange.on_gone = ticket.withdraw
+        self.submit(exchange, self._deliver)
+        if exchange.live:
+            exchange.on_gone = exchange.withdraw
 
     def _deliver(self, call: Call, outcome: Reply | ItemError) -> None:
         exchange: Exchange = call  # type: ignore[assignment] # it was submitted as one

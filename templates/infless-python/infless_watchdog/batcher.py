@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from infless_watchdog.batching import BatchPolicy, Flush, WaitUntil, decide
-from infless_watchdog.calls import Model
+from infless_watchdog.calls import Call, Model
 from infless_watchdog.isolation import ItemError, Run, run_isolated
 from infless_watchdog.metrics import Metrics
-from infless_watchdog.queues import Queue, Ticket
+from infless_watchdog.queues import Queue
 
 LOG = logging.getLogger("infless.watchdog")
 
@@ -44,7 +44,7 @@ class Batcher:
         model: Model,
         policy: BatchPolicy,
         metrics: Metrics,
-        answer: Callable[[Ticket, Any], None],
+        answer: Callable[[Call, Any], None],
         *,
         exec_timeout_s: float,
         on_hang: Callable[[], None],
@@ -59,7 +59,7 @@ class Batcher:
         self._on_hang = on_hang
         self._queues: dict[Hashable, Queue] = {}
         self._free = model.concurrency
-        self._runs: dict[int, list[Ticket]] = {}
+        self._runs: dict[int, list[Call]] = {}
         self._started = 0
         self._brief_runs = 0
         self._turn_cpu_s = 0.0
@@ -98,12 +98,12 @@ class Batcher:
             finally:
                 asyncio.get_running_loop().call_soon(self._ask)
 
-    def submit(self, ticket: Ticket, bucket: Hashable) -> None:
-        """Queue an item; `answer(ticket, answer or ItemError)` follows once, on the loop, unless it is withdrawn."""
+    def submit(self, call: Call, bucket: Hashable) -> None:
+        """Queue an item; `answer(call, answer or ItemError)` follows once, on the loop, unless it is withdrawn."""
         queue = self._queues.get(bucket)
         if queue is None:
             queue = self._queue(bucket)
-        queue.append(ticket)
+        queue.append(call)
         self.waiting += 1
         if self.waiting >= self._wanted and self._free and not self._asked:
             self._ask()
@@ -145,7 +145,7 @@ class Batcher:
         self._wanted = 1
         if self._abandoned:
             self._abandoned = False
-            self._remove(lambda ticket: not ticket.live)
+            self._remove(lambda call: not call.live)
         while self._free and self.waiting and not self._changing.locked():
             chosen = self._most_urgent()
             if isinstance(chosen, WaitUntil):
@@ -190,17 +190,17 @@ class Batcher:
     # runs ------------------------------------------------------------------------------------------------------------
 
     def _start(self, queue: Queue, flush: Flush) -> None:
-        tickets = queue.take(flush)
-        self.waiting -= len(tickets)
-        self._metrics.started(tickets, time.monotonic())
-        items = [ticket.item for ticket in tickets]
+        calls = queue.take(flush)
+        self.waiting -= len(calls)
+        self._metrics.started(calls, time.monotonic())
+        items = [call.item for call in calls]
         if queue.brief:
-            self._run_here(queue, tickets, items)
+            self._run_here(queue, calls, items)
             return
         self._free -= 1
         self._started += 1
         number, loop = self._started, asyncio.get_running_loop()
-        self._runs[number] = tickets
+        self._runs[number] = calls
         watch = None
         if not math.isinf(self._exec_timeout_s):
             watch = loop.call_later(self._exec_timeout_s, self._hung, number)
@@ -211,10 +211,10 @@ class Batcher:
             if self._runs.pop(number, None) is not None:
                 self._free += 1
                 # The model is free: let it have the next batch before the answers are written.
-                self._metrics.ran(len(tickets), run.exec_s)
-                self._learn(queue, len(tickets), run)
+                self._metrics.ran(len(calls), run.exec_s)
+                self._learn(queue, len(calls), run)
                 self._step()
-                self._deliver(tickets, run.answers)
+                self._deliver(calls, run.answers)
 
         def work() -> None:
             run = run_isolated(self._model.predict, items)
@@ -223,22 +223,22 @@ class Batcher:
 
         self._executor.submit(work)
 
-    def _run_here(self, queue: Queue, tickets: list[Ticket], items: list[Any]) -> None:
+    def _run_here(self, queue: Queue, calls: list[Call], items: list[Any]) -> None:
         """A brief run, on the loop.
 
         Reading requests and writing answers then costs more than the run between them, and all of it keeps the next
         batch waiting: what the process does from the end of one run to the end of the next is what a batch takes.
         """
         run = run_isolated(self._model.predict, items)
-        self._metrics.ran(len(tickets), run.exec_s)
-        self._deliver(tickets, run.answers)
+        self._metrics.ran(len(calls), run.exec_s)
+        self._deliver(calls, run.answers)
         self._brief_runs += 1
         turn = self._brief_runs % self.BRIEF_LEARNED
         if turn == 0:
             self._turn_cpu_s = time.process_time()
         elif turn == 1:
             run.exec_s = run.exec_s and time.process_time() - self._turn_cpu_s
-            self._learn(queue, len(tickets), run)
+            self._learn(queue, len(calls), run)
 
     def _learn(self, queue: Queue, size: int, run: Run) -> None:
         if run.exec_s is not None:
@@ -249,11 +249,11 @@ class Batcher:
             LOG.warning("a batch of %d does not fit into memory; from now on at most %d", size, run.fits)
             self.reconfigure(replace(self.policy, batch_max=run.fits))
 
-    def _deliver(self, tickets: list[Ticket], answers: list[Any]) -> None:
-        for ticket, answer in zip(tickets, answers, strict=True):
-            if ticket.live:
+    def _deliver(self, calls: list[Call], answers: list[Any]) -> None:
+        for call, answer in zip(calls, answers, strict=True):
+            if call.live:
                 try:
-                    self._answer(ticket, answer)
+                    self._answer(call, answer)
                 except Exception:  # the others of this batch still get theirs
                     LOG.exception("an answer could not be delivered")
 
@@ -266,13 +266,13 @@ class Batcher:
             return
         overdue_s = time.monotonic() - self._exec_timeout_s
         fault = ItemError(504, f"no answer within exec_timeout, {self._exec_timeout_s:g} s")
-        overdue = self._remove(lambda ticket: ticket.arrived_s <= overdue_s)
+        overdue = self._remove(lambda call: call.arrived_s <= overdue_s)
         self._deliver(overdue, [fault] * len(overdue))
         period_s = min(1.0, self._exec_timeout_s / 8)
         self._expiry = asyncio.get_running_loop().call_later(period_s, self._expire)
 
-    def _remove(self, gone: Callable[[Ticket], bool]) -> list[Ticket]:
-        removed = [ticket for queue in self._queues.values() for ticket in queue.remove(gone)]
+    def _remove(self, gone: Callable[[Call], bool]) -> list[Call]:
+        removed = [call for queue in self._queues.values() for call in queue.remove(gone)]
         self.waiting -= len(removed)
         return removed
 
@@ -281,9 +281,9 @@ class Batcher:
         if self._model.interrupt is not None:
             self._model.interrupt()
             return
-        tickets = self._runs.pop(number, [])
+        calls = self._runs.pop(number, [])
         stuck = ItemError(504, f"the handler did not answer within exec_timeout, {self._exec_timeout_s:g} s")
-        self._deliver(tickets, [stuck] * len(tickets))
+        self._deliver(calls, [stuck] * len(calls))
         waiting = self._remove(lambda _: True)
         lost = ItemError(503, "the instance is being replaced because its handler hangs; try again")
         self._deliver(waiting, [lost] * len(waiting))

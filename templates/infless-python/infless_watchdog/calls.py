@@ -40,13 +40,28 @@ class Head:
 
 
 class Call:
-    """One request: its head and its body."""
+    """One request on its way: its head and body, and what it has become."""
 
-    __slots__ = ("body", "head")
+    __slots__ = ("arrived_s", "body", "deliver", "head", "item", "live", "withdrawn")
+
+    arrived_s: float
+    item: Any
+    """What the model made of it."""
+    deliver: Callable[[Call, Any], None]
+    """Called once with the call, and its Reply or ItemError; not if it is withdrawn before."""
+    withdrawn: Callable[[Call], None]
 
     def __init__(self, head: Head, body: bytes = b"") -> None:
         self.head = head
         self.body = body
+        self.live = False
+        """True from when it is taken until it is answered, or its client has left."""
+
+    def withdraw(self) -> None:
+        """The client has left: the item is not run, or its answer goes nowhere."""
+        if self.live:
+            self.live = False
+            self.withdrawn(self)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -24,6 +24,8 @@ class Line(Protocol):
     """The connection that an exchange is answered on."""
 
     peer: str
+    draining: bool
+    """Whether it is to end soon, so that each answer may be the last."""
 
     def start_of(self, status: int, content_type: bytes, size: int) -> bytes:
         """The first lines of an answer: status and date, and with a content type that and the body's length."""
@@ -68,6 +70,7 @@ class Exchange(Call):
     def __init__(self, connection: Line, head: Head, body: bytes = b"") -> None:
         self.head = head
         self.body = body
+        self.live = False
         self._connection = connection
         self._chunked = False
         self.keep_alive = True
@@ -118,7 +121,7 @@ class Exchange(Call):
         self.status = status
         bodiless = status in _NO_BODY
         start = self._connection.start_of(status, b"" if bodiless else content_type, len(body))
-        if self.plain and not headers and not bodiless and not self._connection.ends_after():
+        if self.plain and not headers and not bodiless and not self._connection.draining:
             self.done = True
             self.on_gone = None
             self._connection.answered(self, b"%b\r\n%b" % (start, body))

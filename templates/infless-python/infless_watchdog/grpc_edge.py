@@ -21,7 +21,6 @@ from infless_watchdog.calls import Call, Head, LoadError, Reply
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.metrics import Metrics
 from infless_watchdog.pipeline import Pipeline
-from infless_watchdog.queues import Deliver, Ticket
 from infless_watchdog.settings import Settings
 
 try:
@@ -78,7 +77,7 @@ class Server(Protocol):
     accepting: bool
     pipeline: Pipeline | None
 
-    def submit(self, call: Call, deliver: Deliver) -> Ticket | None:
+    def submit(self, call: Call, deliver: Callable[[Call, Any], None]) -> None:
         """Take a request; `deliver(call, reply or fault)` follows once, unless it is withdrawn."""
         ...
 
@@ -256,12 +255,11 @@ class GrpcEdge:
             if not answered.done():
                 answered.set_result(outcome)
 
-        ticket = self._server.submit(call, deliver)
+        self._server.submit(call, deliver)
         try:
             return await answered
         except asyncio.CancelledError:
-            if ticket is not None:
-                ticket.withdraw()
+            call.withdraw()
             raise
 
 

@@ -40,6 +40,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._unsent = 0
         self._sent_s = 0.0
+        self.draining = edge.draining
         self.since_s = 0.0
         self.peer = ""
 
@@ -285,6 +286,8 @@ class Edge:
     def stop_accepting(self) -> None:
         """Take no new clients; connections close as their answers go out."""
         self.draining = True
+        for connection in self.connections:
+            connection.draining = True
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):

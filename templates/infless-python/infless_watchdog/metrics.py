@@ -16,7 +16,7 @@ from infless_watchdog.oip_about import Counts
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from infless_watchdog.queues import Ticket
+    from infless_watchdog.calls import Call
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -93,9 +93,9 @@ class Metrics:
         if len(kept) > Histogram.KEPT_MAX:
             histogram.observe(())
 
-    def started(self, tickets: Iterable[Ticket], now_s: float) -> None:
+    def started(self, calls: Iterable[Call], now_s: float) -> None:
         """Count the waiting of a batch that begins."""
-        self.wait_s.observe([now_s - ticket.arrived_s for ticket in tickets])
+        self.wait_s.observe([now_s - call.arrived_s for call in calls])
 
     def ran(self, size: int, exec_s: float | None) -> None:
         """Count a batch; its time where that says something of its size."""

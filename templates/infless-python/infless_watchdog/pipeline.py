@@ -19,7 +19,6 @@ from infless_watchdog.batching import BatchPolicy
 from infless_watchdog.calls import Call, Model, Reply
 from infless_watchdog.isolation import ItemError, as_item_error, run_isolated
 from infless_watchdog.metrics import Metrics
-from infless_watchdog.queues import Deliver, Ticket
 from infless_watchdog.settings import Settings
 
 LOG = logging.getLogger("infless.watchdog")
@@ -104,10 +103,10 @@ class Pipeline:
             return ItemError(503, f"{settings.queue_max} requests are waiting already")
         return None
 
-    def submit(self, call: Call, deliver: Deliver) -> Ticket:
+    def submit(self, call: Call, deliver: Callable[[Call, Any], None]) -> None:
         """Take one request; `deliver(call, reply or fault)` follows once, on the event loop, unless it is withdrawn."""
         metrics = self.metrics
-        ticket = Ticket(call, deliver, time.monotonic(), self._withdrawn)
+        call.arrived_s, call.deliver, call.withdrawn, call.live = time.monotonic(), deliver, self._withdrawn, True
         fault = None
         if metrics.in_flight >= self._in_flight_max or self.batcher.waiting + self._in_pool >= self._queue_max:
             fault = self.refusal()
@@ -115,19 +114,18 @@ class Pipeline:
         metrics.in_flight += 1
         if fault is None:
             try:
-                ticket.item = self._decode(call)
+                call.item = self._decode(call)
             except Exception as error:  # noqa: BLE001 - answered, as every request is
                 fault = error if isinstance(error, ItemError) else _internal("the request cannot be read", error)
         if fault is not None:
-            self._deliver(ticket, fault)
+            self._deliver(call, fault)
         elif self._prepare is None:
-            self.batcher.submit(ticket, self._bucket(ticket.item))
+            self.batcher.submit(call, self._bucket(call.item))
         else:
-            self._beside(ticket, self._prepare, ticket.item, self._enqueue)
-        return ticket
+            self._beside(call, self._prepare, call.item, self._enqueue)
 
-    def _withdrawn(self, ticket: Ticket) -> None:
-        del ticket
+    def _withdrawn(self, call: Call) -> None:
+        del call
         self.metrics.gone += 1
         self.metrics.in_flight -= 1
         self.batcher.forget_withdrawn()
@@ -152,62 +150,60 @@ class Pipeline:
 
     # beside the batches ----------------------------------------------------------------------------------------------
 
-    def _enqueue(self, ticket: Ticket, item: Any) -> None:
-        ticket.item = item
-        self.batcher.submit(ticket, self._bucket(item))
+    def _enqueue(self, call: Call, item: Any) -> None:
+        call.item = item
+        self.batcher.submit(call, self._bucket(item))
 
-    def _answered(self, ticket: Ticket, answer: Any) -> None:
+    def _answered(self, call: Call, answer: Any) -> None:
         if isinstance(answer, ItemError):
             self.metrics.failed_items += 1
-            self._deliver(ticket, answer)
+            self._deliver(call, answer)
         elif self._finish is None:
-            self._encode(ticket, answer)
+            self._encode(call, answer)
         else:
-            self._beside(ticket, self._finish, answer, self._encode)
+            self._beside(call, self._finish, answer, self._encode)
 
-    def _beside(
-        self, ticket: Ticket, work: Callable[[Any], Any], value: Any, then: Callable[[Ticket, Any], None]
-    ) -> None:
-        """Run `work(value)` in the pool, then `then(ticket, result)`; an exception is the request's answer."""
+    def _beside(self, call: Call, work: Callable[[Any], Any], value: Any, then: Callable[[Call, Any], None]) -> None:
+        """Run `work(value)` in the pool, then `then(call, result)`; an exception is the request's answer."""
         loop, limit_s = asyncio.get_running_loop(), self.settings.exec_timeout_s
-        watch = None if math.isinf(limit_s) else loop.call_later(limit_s, self._too_long, ticket)
+        watch = None if math.isinf(limit_s) else loop.call_later(limit_s, self._too_long, call)
         self._in_pool += 1
 
         def worked(done: asyncio.Future[Any]) -> None:
             self._in_pool -= 1
             if watch is not None:
                 watch.cancel()
-            if not ticket.live or done.cancelled():
+            if not call.live or done.cancelled():
                 return
             error = done.exception()
             if error is None:
-                then(ticket, done.result())
+                then(call, done.result())
             else:
-                self._deliver(ticket, as_item_error(error))
+                self._deliver(call, as_item_error(error))
 
         loop.run_in_executor(self._pool, work, value).add_done_callback(worked)
 
-    def _too_long(self, ticket: Ticket) -> None:
+    def _too_long(self, call: Call) -> None:
         """A thread that does not come back only ends with the whole worker."""
-        if ticket.live:
-            self._deliver(ticket, ItemError(504, f"no answer within exec_timeout, {self.settings.exec_timeout_s:g} s"))
+        if call.live:
+            self._deliver(call, ItemError(504, f"no answer within exec_timeout, {self.settings.exec_timeout_s:g} s"))
         self._on_hang()
 
-    def _encode(self, ticket: Ticket, answer: Any) -> None:
+    def _encode(self, call: Call, answer: Any) -> None:
         try:
-            outcome: Reply | ItemError = self._write(answer, ticket.item, ticket.call)
+            outcome: Reply | ItemError = self._write(answer, call.item, call)
         except ItemError as fault:
             outcome = fault
         except Exception as error:  # noqa: BLE001 - an answer that cannot be written is this request's fault alone
             outcome = _internal("the answer cannot be written", error)
-        self._deliver(ticket, outcome)
+        self._deliver(call, outcome)
 
-    def _deliver(self, ticket: Ticket, outcome: Reply | ItemError) -> None:
-        ticket.live = False
+    def _deliver(self, call: Call, outcome: Reply | ItemError) -> None:
+        call.live = False
         metrics = self.metrics
         metrics.in_flight -= 1
-        metrics.answered(outcome.status, ticket.call.head.method, time.monotonic() - ticket.arrived_s)
-        ticket.deliver(ticket.call, outcome)
+        metrics.answered(outcome.status, call.head.method, time.monotonic() - call.arrived_s)
+        call.deliver(call, outcome)
 
 
 def _internal(what: str, error: Exception) -> ItemError:

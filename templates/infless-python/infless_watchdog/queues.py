@@ -4,35 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from infless_watchdog.batching import ExecutionTimes, Flush
-from infless_watchdog.calls import Call, Reply
-from infless_watchdog.isolation import ItemError
-
-Deliver = Callable[[Call, Reply | ItemError], None]
-
-
-class Ticket:
-    """One request on its way: what came, what it has become, and who wants the answer."""
-
-    __slots__ = ("_withdrawn", "arrived_s", "call", "deliver", "item", "live")
-
-    def __init__(self, call: Call, deliver: Deliver, arrived_s: float, withdrawn: Callable[[Ticket], None]) -> None:
-        self.call = call
-        self.deliver = deliver
-        """Called once with the call, and the reply or the ItemError."""
-        self.arrived_s = arrived_s
-        self.item: Any = None
-        self.live = True
-        """False once answered, or when the client has left: the item is not run, or its answer goes nowhere."""
-        self._withdrawn = withdrawn
-
-    def withdraw(self) -> None:
-        """The client has left."""
-        if self.live:
-            self.live = False
-            self._withdrawn(self)
+from infless_watchdog.calls import Call
 
 
 class Queue:
@@ -41,13 +15,13 @@ class Queue:
     RATE_WINDOW_S = 1.0
     """Arrivals of about the last second: a few batches' worth at any rate where batching matters."""
 
-    __slots__ = ("_came", "_counted_s", "arrivals_s", "brief", "cpu_times", "late", "rate_rps", "tickets", "times")
+    __slots__ = ("_came", "_counted_s", "arrivals_s", "brief", "calls", "cpu_times", "late", "rate_rps", "times")
 
     def __init__(self) -> None:
-        self.tickets: deque[Ticket] = deque()
+        self.calls: deque[Call] = deque()
         self.arrivals_s: deque[float] = deque()
-        """Of `tickets`, in the same order."""
-        self.late: deque[Ticket] = deque()
+        """Of `calls`, in the same order."""
+        self.late: deque[Call] = deque()
         self.times = ExecutionTimes()
         self.cpu_times = ExecutionTimes()
         """What runs cost the thread that calls them."""
@@ -58,12 +32,12 @@ class Queue:
         self._came = 0
 
     def __len__(self) -> int:
-        return len(self.tickets) + len(self.late)
+        return len(self.calls) + len(self.late)
 
-    def append(self, ticket: Ticket) -> None:
+    def append(self, call: Call) -> None:
         """A request has come."""
-        self.tickets.append(ticket)
-        self.arrivals_s.append(ticket.arrived_s)
+        self.calls.append(call)
+        self.arrivals_s.append(call.arrived_s)
         self._came += 1
 
     def count_rate(self, now_s: float) -> float:
@@ -73,24 +47,24 @@ class Queue:
         self._counted_s, self._came = now_s, 0
         return self.rate_rps
 
-    def take(self, flush: Flush) -> list[Ticket]:
-        """The tickets that the policy chose."""
-        arrivals_s, tickets, late = self.arrivals_s, self.tickets, self.late
+    def take(self, flush: Flush) -> list[Call]:
+        """The calls that the policy chose."""
+        arrivals_s, calls, late = self.arrivals_s, self.calls, self.late
         for _ in range(flush.skip):
             arrivals_s.popleft()
-            late.append(tickets.popleft())
+            late.append(calls.popleft())
         chosen = []
         for _ in range(flush.count):
             arrivals_s.popleft()
-            chosen.append(tickets.popleft())
+            chosen.append(calls.popleft())
         chosen += [late.popleft() for _ in range(flush.late)]
         return chosen
 
-    def remove(self, gone: Callable[[Ticket], bool]) -> list[Ticket]:
+    def remove(self, gone: Callable[[Call], bool]) -> list[Call]:
         """Take out what need not wait any longer."""
-        removed = [ticket for ticket in (*self.late, *self.tickets) if gone(ticket)]
+        removed = [call for call in (*self.late, *self.calls) if gone(call)]
         if removed:
-            self.tickets = deque(ticket for ticket in self.tickets if not gone(ticket))
-            self.arrivals_s = deque(ticket.arrived_s for ticket in self.tickets)
-            self.late = deque(ticket for ticket in self.late if not gone(ticket))
+            self.calls = deque(call for call in self.calls if not gone(call))
+            self.arrivals_s = deque(call.arrived_s for call in self.calls)
+            self.late = deque(call for call in self.late if not gone(call))
         return removed

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import mmap
 import os
 import signal
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import uvloop
 from gunicorn.app.base import BaseApplication
 from gunicorn.errors import HaltServer
 from gunicorn.workers.base import Worker
+
+if TYPE_CHECKING:
+    import asyncio
+
+# asyncio and uvloop are imported in the worker: the supervisor has no need of them, nor of their memory.
 
 BOOT_FAILED = 3
 """gunicorn's WORKER_BOOT_ERROR: the arbiter stops instead of restarting a worker that can never start."""
@@ -56,12 +59,18 @@ class LoopWorker(Worker):  # type: ignore[misc] # gunicorn has no types
 
     def run(self) -> None:
         """The main loop of a gunicorn worker."""
+        import asyncio
+
+        import uvloop
+
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(self._serve())
         if code:
             raise SystemExit(code)
 
     async def _serve(self) -> int:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[bool] = loop.create_future()
 
@@ -101,6 +110,8 @@ class LoopWorker(Worker):  # type: ignore[misc] # gunicorn has no types
 
     async def _beat(self, end: Callable[[bool], None]) -> None:
         """Tell the arbiter that we live, and leave when it no longer does."""
+        import asyncio
+
         while True:
             self.notify()
             if os.getppid() != self.ppid:

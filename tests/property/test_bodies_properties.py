@@ -14,19 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from infless_watchdog.bodies import (
-    PlainCodec,
-    UploadedFile,
-    compressed,
-    decoded,
-    encode_plain,
-    parse_json,
-    parse_multipart,
-)
+from infless_watchdog.bodies import PlainCodec
 from infless_watchdog.calls import Call, Head, Reply
+from infless_watchdog.codings import compressed, decoded
+from infless_watchdog.forms import UploadedFile, parse_multipart
 from infless_watchdog.hints import json_schema, validator
 from infless_watchdog.isolation import ItemError
+from infless_watchdog.json_text import parse_json
 from infless_watchdog.oip import DTYPES, Wanted, answer_infer, parse_infer, parse_wanted
+from infless_watchdog.plain import encode_plain
 
 LIMIT_BYTES = 1000
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)

@@ -17,6 +17,7 @@ HEADS = [
     b"PUT /b?c=d HTTP/1.1\r\nhost: a\r\nContent-Type: text/plain\r\n",
     b"POST / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n",
     b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n",
+    b"HEAD / HTTP/1.1\r\nHost: a\r\n",
     b"POST / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n",
 ]
 BODIES = [

@@ -12,12 +12,9 @@ import numpy.typing as npt
 import pytest
 
 from infless_watchdog import oip
-from infless_watchdog.bodies import (
-    PlainCodec,
-    UploadedFile,
-    parse_multipart,
-)
+from infless_watchdog.bodies import PlainCodec
 from infless_watchdog.calls import Call, Head, Reply
+from infless_watchdog.forms import UploadedFile, parse_multipart
 from infless_watchdog.isolation import ItemError
 
 LIMIT_BYTES = 10_000

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infless_watchdog.bodies import encode_plain
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.json_text import parse_json
+from infless_watchdog.plain import encode_plain
 
 
 def refused(function: Any, *args: Any) -> ItemError:

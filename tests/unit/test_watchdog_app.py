@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -451,3 +452,127 @@ def test_a_device_that_is_not_there_shows_in_the_metrics() -> None:
         assert await instance.counted("infless_device_fallback") == 1
 
     run(scenario, model_device="cuda")
+
+
+class Small(FakeModel):
+    """Has room for batches of two."""
+
+    def predict(self, items: list[bytes]) -> list[bytes]:
+        """Too large a batch raises."""
+        if len(items) > 2:
+            raise MemoryError
+        return super().predict(items)
+
+
+def test_an_instance_starts_though_its_largest_batch_does_not_fit() -> None:
+    """The limit that warming up finds stays, whatever the provider wishes later."""
+
+    async def scenario(instance: Instance) -> None:
+        assert await instance.counted("infless_batch_max") == 2
+        wish = b'{"batch_max": 8, "latency_target_s": 1}'
+        answer = await instance.ask("PUT", "/_/config", wish, metrics=True)
+        assert json.loads(answer.body)["batch_max"] == 2
+
+    run(scenario, Small(), batch_max=8)
+
+
+def test_an_example_that_cannot_be_copied_is_no_obstacle() -> None:
+    """Locks, open files, generators: real requests may well work."""
+
+    class Locked(FakeModel):
+        def example(self) -> Any:
+            return threading.Lock()
+
+        def predict(self, items: list[Any]) -> list[bytes]:
+            return [b"fine" for _ in items]
+
+    async def scenario(instance: Instance) -> None:
+        assert (await instance.ask("POST", "/", b"a")).body == b"fine"
+
+    run(scenario, Locked())
+
+
+@pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyError])
+def test_whatever_preparing_raises_is_answered(error: type[BaseException]) -> None:
+    """Also what no future can carry."""
+
+    class Broken(FakeModel):
+        def prepare(self, item: bytes) -> bytes:
+            if item == b"bad":
+                raise error("no")
+            return item
+
+    async def scenario(instance: Instance) -> None:
+        assert (await instance.ask("POST", "/", b"bad")).status == 500
+        assert (await instance.ask("POST", "/", b"a")).body == b"A"
+
+    run(scenario, Broken())
+
+
+def test_a_backlog_before_preparing_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits too long for a free thread gets 504; the threads work, so the worker stays."""
+    ended = threading.Event()
+    monkeypatch.setattr("os._exit", lambda _: ended.set())
+
+    class Slow(FakeModel):
+        def prepare(self, item: bytes) -> bytes:
+            if item != b"x":
+                time.sleep(0.02)
+            return item
+
+    async def scenario(instance: Instance) -> None:
+        answers = await asyncio.gather(*(instance.ask("POST", "/", b"a") for _ in range(40)))
+        assert {answer.status for answer in answers} == {200, 504}
+        assert (await instance.ask("POST", "/", b"a")).status == 200
+        assert not ended.is_set()
+
+    run(scenario, Slow(), exec_timeout_s=0.2)
+
+
+def test_threads_that_cannot_be_changed_in_time_end_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else no batch would ever begin again."""
+    gate, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr("os._exit", lambda _: ended.set())
+
+    class Stuck(FakeModel):
+        def set_cpu_cores(self, cpu_cores: int) -> None:
+            gate.wait(5)
+
+    async def scenario(instance: Instance) -> None:
+        wish = b'{"batch_max": 1, "latency_target_s": 1, "cpu_cores": 4}'
+        asking = asyncio.ensure_future(instance.ask("PUT", "/_/config", wish, metrics=True))
+        assert await asyncio.to_thread(ended.wait, 5)
+        gate.set()
+        await asking
+
+    run(scenario, Stuck(), exec_timeout_s=0.02)
+
+
+def test_an_unpacked_body_is_not_called_packed_any_more() -> None:
+    """A handler that looks at the headers would unpack it again."""
+
+    class Told(FakeModel):
+        def encode(self, answer: Any, item: Any, call: Call) -> Reply:
+            return Reply(body=repr(sorted(name for name, _ in call.head.headers)).encode())
+
+    async def scenario(instance: Instance) -> None:
+        answer = await instance.ask("POST", "/", gzip.compress(b"abc"), fields=["Content-Encoding: gzip"])
+        assert answer.body == b"[b'connection', b'host']"
+
+    run(scenario, Told())
+
+
+def test_readiness_asked_by_head_has_no_body() -> None:
+    """The handler is asked as the client asked."""
+
+    class Handle(FakeModel):
+        kind = "handle"
+
+        def encode(self, answer: Any, item: Any, call: Call) -> Reply:
+            return Reply(body=f"{call.head.method} {call.head.path} {call.head.query}".encode())
+
+    async def scenario(instance: Instance) -> None:
+        assert (await instance.ask("HEAD", "/_/ready")).body == b""
+        assert (await instance.ask("GET", "/_/ready")).body == b"GET /ok q=1"
+
+    run(scenario, Handle(), ready_path="/ok?q=1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("infless.watchdog")
 _RETRY = [(b"retry-after", b"1")]
 _OVER = object()
-_LOADING = ItemError(503, "the model is still loading")
 
 
 class Watchdog:
@@ -118,7 +118,7 @@ class Watchdog:
             self._ready(exchange)
         elif path == "/openapi.json" and exchange.head.method in ("GET", "HEAD") and self.pipeline is not None:
             exchange.json(200, self.pipeline.model.openapi())
-        elif path.startswith("/v2"):
+        elif path.startswith("/v2/") or path == "/v2":
             self._inference_protocol(exchange)
         else:
             self._invoke(exchange)
@@ -147,7 +147,8 @@ class Watchdog:
         elif refusal is not None:
             exchange.text(refusal.status, str(refusal))
         elif self.settings.ready_path and self.pipeline is not None and self.pipeline.model.kind == "handle":
-            exchange.head = Head("GET", self.settings.ready_path)
+            path, _, query = self.settings.ready_path.partition("?")
+            exchange.head = Head(exchange.method, path, query)
             self._invoke(exchange)
         else:
             exchange.text(200, "ready")
@@ -172,7 +173,7 @@ class Watchdog:
         elif (describe := self._descriptions().get(tuple(parts))) is None:
             exchange.json(404, {"error": f"{exchange.path} is not a route of the inference protocol"})
         elif self.pipeline is None:
-            self._answer_fault(exchange, _LOADING)
+            self._answer_fault(exchange, _loading())
         else:
             exchange.json(200, describe(self.pipeline))
 
@@ -195,12 +196,12 @@ class Watchdog:
         if self.pipeline is None:
             self.metrics.received += 1
             self.metrics.answered(503, call.head.method, 0.0)
-            deliver(call, _LOADING)
+            deliver(call, _loading())
         else:
             self.pipeline.submit(call, deliver)
 
     def _refusal(self) -> ItemError | None:
-        return _LOADING if self.pipeline is None else self.pipeline.refusal()
+        return _loading() if self.pipeline is None else self.pipeline.refusal()
 
     def _invoke(self, exchange: Exchange) -> None:
         if exchange.head.content_encoding is not None:
@@ -211,6 +212,7 @@ class Watchdog:
             except ItemError as fault:
                 self._refused_with(exchange, fault)
                 return
+            exchange.head = exchange.head.without(b"content-encoding", b"content-length")
         self.submit(exchange, self._deliver)
         if exchange.live:
             exchange.on_gone = exchange.withdraw
@@ -249,13 +251,13 @@ class Watchdog:
         finally:
             close = getattr(chunks, "close", None)
             if close is not None:
-                loop.run_in_executor(self._threads, close)
+                loop.run_in_executor(self._threads, _quietly, close)
 
     def _answer_fault(self, exchange: Exchange, fault: ItemError) -> None:
         if fault.status in (500, 504):
             self.log_fault(exchange, fault)
         headers = _RETRY if fault.status in (429, 503) else ()
-        if exchange.path.startswith("/v2"):
+        if exchange.path.startswith("/v2/"):
             exchange.json(fault.status, {"error": str(fault)}, headers)
         else:
             exchange.text(fault.status, str(fault), headers)
@@ -287,7 +289,7 @@ class Watchdog:
         """The provider's newest wishes, applied without a restart; other threads from the next run on."""
         pipeline = self.pipeline
         if pipeline is None:
-            self._answer_fault(exchange, _LOADING)
+            self._answer_fault(exchange, _loading())
             return
         try:
             wish = read_live_config(exchange.body)
@@ -318,3 +320,13 @@ class Watchdog:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _loading() -> ItemError:
+    return ItemError(503, "the model is still loading")
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    """End a generator that nobody reads any more; it may be running still, or raise."""
+    with contextlib.suppress(Exception):
+        close()

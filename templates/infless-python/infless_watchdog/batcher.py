@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -58,11 +59,14 @@ class Batcher:
         self._exec_timeout_s = exec_timeout_s
         self._on_hang = on_hang
         self._queues: dict[Hashable, Queue] = {}
+        self._fits = sys.maxsize
+        """The largest batch that memory has room for, once there was none for one."""
         self._free = model.concurrency
         self._runs: dict[int, list[Call]] = {}
         self._started = 0
         self._brief_runs = 0
         self._turn_cpu_s = 0.0
+        self._turn_queue: Queue | None = None
         self._changing = asyncio.Lock()
         self._asked = False
         self._wanted = 1
@@ -79,10 +83,15 @@ class Batcher:
 
     def reconfigure(self, policy: BatchPolicy) -> None:
         """Apply a new configuration; what waits is judged by it at once."""
-        self.policy = policy
-        self._brief_policy = replace(policy, keep_up_load=min(policy.keep_up_load, self.BRIEF_LOAD))
-        self._metrics.batch_max = policy.batch_max
+        self._apply(policy)
         self._ask()
+
+    def _apply(self, policy: BatchPolicy) -> None:
+        """Within what has been found out: what fits into memory, and whether the model can batch at all."""
+        batch_max = min(policy.batch_max, self._fits) if self._model.batched else 1
+        self.policy = replace(policy, batch_max=batch_max)
+        self._brief_policy = replace(self.policy, keep_up_load=min(policy.keep_up_load, self.BRIEF_LOAD))
+        self._metrics.batch_max = batch_max
 
     def drain(self) -> None:
         """From now on run what waits, in full batches and without waiting for more."""
@@ -90,13 +99,19 @@ class Batcher:
 
     async def between_runs(self, change: Callable[[], None]) -> None:
         """Run `change` in the model's thread while no batch does; requests wait meanwhile."""
+        loop, limit_s = asyncio.get_running_loop(), self._exec_timeout_s
         async with self._changing:
             while self._runs:
                 await asyncio.sleep(0.001)
+            watch = None if math.isinf(limit_s) else loop.call_later(limit_s, self._on_hang)
             try:
-                await asyncio.get_running_loop().run_in_executor(self._executor, change)
+                fault = await loop.run_in_executor(self._executor, _fault_of, change)
             finally:
-                asyncio.get_running_loop().call_soon(self._ask)
+                if watch is not None:
+                    watch.cancel()
+                loop.call_soon(self._ask)
+        if fault is not None:
+            raise fault
 
     def submit(self, call: Call, bucket: Hashable) -> None:
         """Queue an item; `answer(call, answer or ItemError)` follows once, on the loop, unless it is withdrawn."""
@@ -129,6 +144,7 @@ class Batcher:
                 for name in idle[: len(idle) // 2 + 1]:
                     del self._queues[name]
             queue = self._queues[bucket] = Queue()
+            self._wanted = 1  # what is known of one bucket's wait says nothing of another's
         return queue
 
     # the policy ------------------------------------------------------------------------------------------------------
@@ -235,8 +251,8 @@ class Batcher:
         self._brief_runs += 1
         turn = self._brief_runs % self.BRIEF_LEARNED
         if turn == 0:
-            self._turn_cpu_s = time.process_time()
-        elif turn == 1:
+            self._turn_cpu_s, self._turn_queue = time.process_time(), queue
+        elif turn == 1 and queue is self._turn_queue:
             run.exec_s = run.exec_s and time.process_time() - self._turn_cpu_s
             self._learn(queue, len(calls), run)
 
@@ -244,10 +260,15 @@ class Batcher:
         if run.exec_s is not None:
             queue.times.observe(size, run.exec_s)
             queue.cpu_times.observe(size, run.cpu_s)
-            queue.brief = self._model.brief and queue.cpu_times.estimate_s(self.policy.batch_max) < self.BRIEF_S
-        if run.fits is not None and run.fits < self.policy.batch_max:
+            # On a GPU the thread only waits, which costs it no time, and would the loop.
+            here = self._model.brief and self._model.device == "cpu"
+            queue.brief = here and queue.cpu_times.estimate_s(self.policy.batch_max) < self.BRIEF_S
+        if run.fits is not None and run.fits < self._fits:
             LOG.warning("a batch of %d does not fit into memory; from now on at most %d", size, run.fits)
-            self.reconfigure(replace(self.policy, batch_max=run.fits))
+            self._fits = run.fits
+            self._apply(self.policy)
+        elif not self._model.batched and self.policy.batch_max > 1:
+            self._apply(self.policy)
 
     def _deliver(self, calls: list[Call], answers: list[Any]) -> None:
         for call, answer in zip(calls, answers, strict=True):
@@ -288,3 +309,12 @@ class Batcher:
         lost = ItemError(503, "the instance is being replaced because its handler hangs; try again")
         self._deliver(waiting, [lost] * len(waiting))
         self._on_hang()
+
+
+def _fault_of(work: Callable[[], None]) -> Exception | None:
+    """What it raised, as a value: Python 3.11 cannot carry a StopIteration through a future."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - raised again by who waits
+        return RuntimeError(f"{type(error).__name__}: {error}") if isinstance(error, StopIteration) else error
+    return None

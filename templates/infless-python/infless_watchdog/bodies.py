@@ -11,16 +11,11 @@ import numpy as np
 
 from infless_watchdog import oip, openapi
 from infless_watchdog.calls import Call, Head, Reply
-from infless_watchdog.codings import compressed, decoded
-from infless_watchdog.forms import UploadedFile, charset_of, decode_text, parse_multipart
+from infless_watchdog.forms import charset_of, decode_text, parse_multipart
 from infless_watchdog.hints import Typed, json_schema
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.json_text import parse_json
-from infless_watchdog.plain import OCTETS, encode_plain
-
-__all__ = [
-    "OCTETS", "PlainCodec", "UploadedFile", "compressed", "decoded", "encode_plain", "parse_json", "parse_multipart",
-]  # fmt: skip
+from infless_watchdog.plain import encode_plain
 
 JSON = b"application/json"
 FORM = "multipart/form-data"

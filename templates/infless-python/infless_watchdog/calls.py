@@ -38,6 +38,10 @@ class Head:
                 return value
         return None
 
+    def without(self, *names: bytes) -> Head:
+        """The same, some headers left out."""
+        return Head(self.method, self.path, self.query, [header for header in self.headers if header[0] not in names])
+
 
 class Call:
     """One request on its way: its head and body, and what it has become."""

@@ -13,12 +13,13 @@ from urllib.parse import parse_qsl, unquote
 from wsgiref.headers import Headers
 
 from infless_watchdog import oip
-from infless_watchdog.bodies import PlainCodec, encode_plain
+from infless_watchdog.bodies import PlainCodec
 from infless_watchdog.calls import Call, Head, LoadError, Model, Reply
 from infless_watchdog.handler_module import HandlerModule
 from infless_watchdog.hints import answer_hint, item_hint
 from infless_watchdog.isolation import ItemError, as_item_error
 from infless_watchdog.loop_thread import is_async
+from infless_watchdog.plain import encode_plain
 from infless_watchdog.settings import Settings
 from infless_watchdog.streams import Stream, is_stream
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from infless_watchdog.calls import Call, LoadError, Reply
@@ -132,6 +133,7 @@ class HandlerProcess:
     def set_cpu_cores(self, cpu_cores: int) -> None:
         """The user's `set_cpu_cores(n)`, if there is one."""
         self._ask("set_cpu_cores", cpu_cores)
+        self._settings = replace(self._settings, cpu_cores=cpu_cores)  # for the process that may follow this one
 
     def _interrupt(self) -> None:
         """End the run that is under way: its items are answered 504, and a new process serves the next ones."""

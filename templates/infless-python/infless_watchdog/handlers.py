@@ -86,7 +86,12 @@ def _holds_the_lock(model: Model, settings: Settings) -> bool:
         started_s = time.perf_counter()
         answers = model.predict([item])
         alone_s = time.perf_counter() - started_s
-        if model.encode(answers[0], item, Call(Head("POST"))).chunks is not None:
+        if (
+            model.encode(
+                answers[0] if model.finish is None else model.finish(answers[0]), item, Call(Head("POST"))
+            ).chunks
+            is not None
+        ):
             return False  # a process has no way for answers in pieces
         size = max(1, min(settings.batch_max, int(_TRIAL_S / alone_s))) if model.batched else 1
         held = gil.measure(lambda: model.predict([item] * size), settings.latency_target_s)

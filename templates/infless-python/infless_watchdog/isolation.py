@@ -73,12 +73,14 @@ def _run(predict: Callable[[list[Any]], Any], items: Sequence[Any], run: Run, pa
     results: Any = None
     try:
         results = predict(list(items))  # a copy: a handler may empty its list and then raise
+        if not isinstance(results, list) and _is_list(results):
+            results = list(results)  # here, as it may be lazy, and raise
     except BaseException as error:  # noqa: BLE001 - also sys.exit(): the user's code ends its items, not the instance
         failed = error
     if failed is not None:
         return _split(failed, predict, items, run, parts)
     parts.largest = max(parts.largest, count)
-    if not _is_list(results):
+    if not isinstance(results, list):
         kind = type(results).__name__
         fault = ItemError(500, f"the handler must return a list with one answer per request; it returned {kind}")
         run.answers += [fault] * count

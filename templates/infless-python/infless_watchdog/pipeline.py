@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import gc
 import logging
 import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 from infless_watchdog import oip_about
 from infless_watchdog.batcher import Batcher
 from infless_watchdog.batching import BatchPolicy
 from infless_watchdog.calls import Call, Model, Reply
+from infless_watchdog.curve import copies_of
 from infless_watchdog.isolation import ItemError, as_item_error, run_isolated
 from infless_watchdog.metrics import Metrics
 from infless_watchdog.settings import Settings
@@ -32,7 +31,7 @@ class Pipeline:
         self.settings = settings
         self.metrics = metrics
         policy = BatchPolicy(
-            batch_max=settings.batch_max if model.batched else 1,
+            batch_max=settings.batch_max,
             latency_target_s=settings.latency_target_s,
             wait_max_s=settings.wait_max_s,
             keep_up_load=settings.keep_up_load,
@@ -54,7 +53,7 @@ class Pipeline:
             example = self.model.example()
             if example is not None and self.model.prepare is not None:
                 example = self.model.prepare(example)
-        except Exception as error:  # noqa: BLE001 - nobody's request
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - nobody's request
             LOG.warning("example() in handler.py raised %s: %s", type(error).__name__, error)
             return
         if example is None:
@@ -68,8 +67,7 @@ class Pipeline:
         if self.model.device != "cpu":
             sizes += [2**power for power in range(1, largest.bit_length()) if 2**power < largest]
         for place, size in enumerate(sizes):
-            items = [copy.deepcopy(example) for _ in range(size)]  # a handler may take its items apart
-            run = run_isolated(self.model.predict, items)
+            run = run_isolated(self.model.predict, copies_of(example, size))
             failed = next((answer for answer in run.answers if isinstance(answer, ItemError)), None)
             if failed is not None:
                 LOG.warning("the handler fails on its own example() in a batch of %d: %s", size, failed)
@@ -88,7 +86,7 @@ class Pipeline:
 
     def reconfigure(self, policy: BatchPolicy) -> None:
         """Batch and wait as the provider wishes, from the next decision on."""
-        self.batcher.reconfigure(policy if self.model.batched else replace(policy, batch_max=1))
+        self.batcher.reconfigure(policy)
 
     async def set_cpu_cores(self, cpu_cores: int) -> None:
         """Threads as the provider wishes, from the next run on."""
@@ -120,7 +118,7 @@ class Pipeline:
         if fault is not None:
             self._deliver(call, fault)
         elif self._prepare is None:
-            self.batcher.submit(call, self._bucket(call.item))
+            self._enqueue(call, call.item)
         else:
             self._beside(call, self._prepare, call.item, self._enqueue)
 
@@ -152,7 +150,10 @@ class Pipeline:
 
     def _enqueue(self, call: Call, item: Any) -> None:
         call.item = item
-        self.batcher.submit(call, self._bucket(item))
+        try:
+            self.batcher.submit(call, self._bucket(item))
+        except Exception as error:  # noqa: BLE001 - a bucket may be of the user's own type
+            self._deliver(call, _internal("the request cannot be queued", error))
 
     def _answered(self, call: Call, answer: Any) -> None:
         if isinstance(answer, ItemError):
@@ -166,7 +167,8 @@ class Pipeline:
     def _beside(self, call: Call, work: Callable[[Any], Any], value: Any, then: Callable[[Call, Any], None]) -> None:
         """Run `work(value)` in the pool, then `then(call, result)`; an exception is the request's answer."""
         loop, limit_s = asyncio.get_running_loop(), self.settings.exec_timeout_s
-        watch = None if math.isinf(limit_s) else loop.call_later(limit_s, self._too_long, call)
+        errand = _Errand(call, work)
+        watch = None if math.isinf(limit_s) else loop.call_later(limit_s, self._too_long, errand)
         self._in_pool += 1
 
         def worked(done: asyncio.Future[Any]) -> None:
@@ -175,19 +177,26 @@ class Pipeline:
                 watch.cancel()
             if not call.live or done.cancelled():
                 return
-            error = done.exception()
+            result, error = done.result()
             if error is None:
-                then(call, done.result())
+                then(call, result)
             else:
                 self._deliver(call, as_item_error(error))
 
-        loop.run_in_executor(self._pool, work, value).add_done_callback(worked)
+        loop.run_in_executor(self._pool, errand.run, value).add_done_callback(worked)
 
-    def _too_long(self, call: Call) -> None:
-        """A thread that does not come back only ends with the whole worker."""
-        if call.live:
-            self._deliver(call, ItemError(504, f"no answer within exec_timeout, {self.settings.exec_timeout_s:g} s"))
-        self._on_hang()
+    def _too_long(self, errand: _Errand) -> None:
+        """Nobody waits any longer; a thread that does not come back only ends with the whole worker."""
+        limit_s = self.settings.exec_timeout_s
+        if errand.call.live:
+            self._deliver(errand.call, ItemError(504, f"no answer within exec_timeout, {limit_s:g} s"))
+        if errand.started_s is None or errand.ended:
+            return  # it stood behind others in the pool; there it is skipped
+        left_s = errand.started_s + limit_s - time.monotonic()
+        if left_s > 0:
+            asyncio.get_running_loop().call_later(left_s, self._too_long, errand)
+        else:
+            self._on_hang()
 
     def _encode(self, call: Call, answer: Any) -> None:
         try:
@@ -204,6 +213,30 @@ class Pipeline:
         metrics.in_flight -= 1
         metrics.answered(outcome.status, call.head.method, time.monotonic() - call.arrived_s)
         call.deliver(call, outcome)
+
+
+class _Errand:
+    """Work on one request in the pool."""
+
+    __slots__ = ("_work", "call", "ended", "started_s")
+
+    def __init__(self, call: Call, work: Callable[[Any], Any]) -> None:
+        self.call = call
+        self._work = work
+        self.started_s: float | None = None
+        self.ended = False
+
+    def run(self, value: Any) -> tuple[Any, BaseException | None]:
+        """The result, or what was raised: as a value, since no future carries a StopIteration (before Python 3.12)."""
+        if not self.call.live:
+            return None, None
+        self.started_s = time.monotonic()
+        try:
+            return self._work(value), None
+        except BaseException as error:  # noqa: BLE001 - the user's code; also its sys.exit()
+            return None, error
+        finally:
+            self.ended = True
 
 
 def _internal(what: str, error: Exception) -> ItemError:

@@ -133,7 +133,7 @@ class RequestParser:
         octets = data[:size]
         plain = size + body_size == len(data) and octets.count(b"\n") == octets.count(b"\r\n")
         odd = head.header(b"transfer-encoding") or head.header(b"expect") or head.header(b"upgrade")
-        if plain and not odd and self._keep_alive and not self._version_1_0:
+        if plain and not odd and self._keep_alive and not self._version_1_0 and head.method != "HEAD":
             self._known = _Known(octets, head, size, len(data))
 
     def _ignore_upgrade(self, rest: bytes) -> None:
@@ -211,7 +211,7 @@ class RequestParser:
             self.refuse(501, "the only Transfer-Encoding supported is chunked")
         elif length is not None and int(length) > self._limits.body_bytes:
             self._refuse_body()
-        elif (head.header(b"expect") or b"").lower() == b"100-continue":
+        elif (head.header(b"expect") or b"").lower() == b"100-continue" and not self._version_1_0:
             self._taker.awaited()
 
     def on_body(self, data: bytes) -> None:

@@ -94,7 +94,7 @@ def _read(parse: Callable[[str], Any], default: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:  # each `_read` is a dataclass field
-    """Each field is the environment variable of the same name, without its unit (`_s`, `_bytes`)."""
+    """Each field is the environment variable of the same name, without its unit (`_s`)."""
 
     port: int = _read(_whole(1, 65535), 8080)
     """Requests, `/_/health`, `/_/ready`."""

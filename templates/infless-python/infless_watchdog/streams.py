@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from infless_watchdog.bodies import encode_plain
 from infless_watchdog.calls import Call
 from infless_watchdog.loop_thread import LoopThread
+from infless_watchdog.plain import encode_plain
 
 _END = object()
 _EVENTS = b"text/event-stream"

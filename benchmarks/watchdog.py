@@ -100,7 +100,11 @@ def measure(plan: Plan, folder: Path) -> dict[str, dict[str, Found]]:
         left_s = (time.monotonic() - begin_s) / done * (len(turns) - done) if done else 0.0
         left = f", about {left_s / 60:.0f} min left" if done else ""
         print(f"[{done + 1}/{len(turns)}{left}] {task.name}: {name}", file=sys.stderr)
-        one_turn(plan, Turn(number=turn, task=task, name=name, example=examples[task.name]), so_far)
+        try:
+            one_turn(plan, Turn(number=turn, task=task, name=name, example=examples[task.name]), so_far)
+        except KeyboardInterrupt:
+            print("stopped; what is measured so far is kept", file=sys.stderr)
+            break
     return found
 
 

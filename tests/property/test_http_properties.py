@@ -135,6 +135,33 @@ def test_a_recognised_head_means_what_it_means_when_parsed(stream: list[bytes], 
     assert (quick.sent, quick.closed) == (plain.sent, plain.closed)
 
 
+def test_nothing_is_recognised_behind_a_refusal() -> None:
+    """What follows a broken request is not looked at, however well it is known."""
+    client = Client(recognise=True)
+    client.feed(request(HEADS[0], b"ab", "plain"))
+    client.feed(b"\x00\x00\r\n\r\n")
+    client.closed = False  # the client goes on sending
+    client.feed(request(HEADS[0], b"cd", "plain"))
+    assert [body for *_, body in client.asked] == [b"ab"]
+
+
+def test_a_head_is_recognised_on_every_connection() -> None:
+    """Who opens hundreds of connections has each head parsed once; what clients choose takes no more memory for it."""
+    client = Client(recognise=True)
+    client.feed(request(HEADS[0], b"ab", "plain"))
+    other = Connection(client.edge)
+    other.connection_made(cast(Any, client))
+    other._parser._parser = cast(Any, None)  # nothing is parsed any more
+    other.data_received(request(HEADS[0], b"cd", "plain"))
+    assert [body for *_, body in client.asked] == [b"ab", b"cd"]
+    for number in range(1000):
+        one = Connection(client.edge)
+        one.connection_made(cast(Any, client))
+        one.data_received(request(HEADS[0] + b"X-Trace: %d\r\n" % number, b"ef", "plain"))
+    assert len(client.asked) == 1002
+    assert len(client.edge.heads) <= 64
+
+
 def test_a_head_is_recognised() -> None:
     """Else the test above would compare the parser with itself."""
     client = Client(recognise=True)

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from infless_watchdog.calls import Head, Header
 from infless_watchdog.exchange import JSON, TEXT, Exchange, first_line
-from infless_watchdog.request_parser import Limits, RequestParser
+from infless_watchdog.request_parser import Known, Limits, RequestParser
 
 __all__ = ["JSON", "TEXT", "App", "Connection", "Edge", "Exchange", "Header", "Limits"]
 
@@ -31,7 +31,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
         self._transport: asyncio.Transport | None = None
-        self._parser = RequestParser(self, edge.limits)
+        self._parser = RequestParser(self, edge.limits, edge.heads)
         self.data_received = self._parser.feed  # type: ignore[method-assign] # one call less for each request
         self._waiting: deque[Exchange] = deque()  # the first one is being answered
         self._refusal: tuple[Exchange, int, str] | None = None
@@ -257,6 +257,8 @@ class Edge:
         self._server: asyncio.Server | None = None
         self.now_s = 0.0
         """The loop's time, as of the last sweep: near enough to see who is silent for minutes."""
+        self.heads: dict[bytes, Known] = {}
+        """See `RequestParser`."""
         self.starts: dict[tuple[int, bytes, int], bytes] = {}
         """See `start_of`."""
         self._sweeper: asyncio.TimerHandle | None = None

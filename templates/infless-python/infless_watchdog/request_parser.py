@@ -51,8 +51,8 @@ class Taker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """The head of the last request, to recognise the next one that is sent with the same bytes."""
+class Known:
+    """A head that was parsed, to recognise the next one that is sent with the same bytes."""
 
     octets: bytes
     head: Head
@@ -62,13 +62,23 @@ class _Known:
 
 
 class RequestParser:
-    """Feed it what a connection receives."""
+    """Feed it what a connection receives.
 
-    def __init__(self, taker: Taker, limits: Limits) -> None:
+    Args:
+        taker: who gets the requests.
+        limits: of one client.
+        heads: by their bytes, those that were parsed on any connection; a client often opens many that send the same.
+    """
+
+    HEADS_MAX = 64
+    """Clients choose heads: the memory that is spent on them is not theirs to choose."""
+
+    def __init__(self, taker: Taker, limits: Limits, heads: dict[bytes, Known]) -> None:
         self.in_message = False
         """Whether a request has begun and is not whole."""
         self._taker = taker
         self._limits = limits
+        self._heads = heads
         self._parser = httptools.HttpRequestParser(self)
         self._head: Head | None = None  # of the request that is in its body
         self._in_body = False
@@ -76,7 +86,7 @@ class RequestParser:
         self._version_1_0 = False
         self._replaying = False
         self._refused = False
-        self._known: _Known | None = None
+        self._known: Known | None = None
         self._last: tuple[Head, int] | None = None  # head and body size of the last whole request
         self._url = b""
         self._headers: list[Header] = []
@@ -89,6 +99,8 @@ class RequestParser:
     def feed(self, data: bytes) -> None:
         """Take requests that begin as the last one did; let httptools parse everything else."""
         known = self._known
+        if known is None and not self.in_message:
+            known = self._known = self._heads.get(data[: data.find(b"\r\n\r\n") + 4])
         if known is not None and not self.in_message:
             # Most clients send one request at a time, all with the same head: what it says is known already.
             while data.startswith(known.octets) and len(data) >= known.total_bytes:
@@ -103,6 +115,7 @@ class RequestParser:
         if not self._refused:
             self._refused = True
             self._body = []
+            self._known, self._heads = None, {}  # nothing is recognised any more, either
             self._taker.refuse(status, sentence, self._head or Head())
 
     def _parse(self, data: bytes) -> None:
@@ -134,7 +147,10 @@ class RequestParser:
         plain = size + body_size == len(data) and octets.count(b"\n") == octets.count(b"\r\n")
         odd = head.header(b"transfer-encoding") or head.header(b"expect") or head.header(b"upgrade")
         if plain and not odd and self._keep_alive and not self._version_1_0 and head.method != "HEAD":
-            self._known = _Known(octets, head, size, len(data))
+            self._known = Known(octets, head, size, len(data))
+            if len(self._heads) >= self.HEADS_MAX:
+                self._heads.clear()
+            self._heads[octets] = self._known
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Answer as if nobody had asked for another protocol (RFC 9110, section 7.8).

@@ -228,9 +228,15 @@ def main(models: str, names: str, rounds: int, seconds: float, quick: bool, peer
     with tempfile.TemporaryDirectory() as folder:
         results = results_of(plan, measure(plan, Path(folder)))
     versions = {one: _version(plan, one) for one in plan.servers}
-    record.write(name, " ".join(["python -m benchmarks.watchdog", *sys.argv[1:]]), {**results, "versions": versions},
-                 show=False)  # fmt: skip
+    command = " ".join(["python -m benchmarks.watchdog", *_said(sys.argv[1:])])
+    record.write(name, command, {**results, "versions": versions}, show=False)
     print(table.markdown(results, {one: _title(one, versions[one]) for one in plan.servers}))
+
+
+def _said(arguments: list[str]) -> list[str]:
+    """Those that the figures depend on: not where this machine keeps its peers."""
+    where = arguments.index("--peers") if "--peers" in arguments else len(arguments)
+    return arguments[:where] + arguments[where + 2 :]
 
 
 def _chosen(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:

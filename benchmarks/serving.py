@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -102,6 +103,8 @@ def serving(server: Server, start: Start, *, more: dict[str, str] | None = None)
         finally:
             processes.end(process.pid)
             process.wait()
+            with suppress(ProcessLookupError):  # what a server that died had started, and nobody's child any more
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def requests_of(server: Server, start: Start, address: tuple[str, int]) -> tuple[bytes, ...]:

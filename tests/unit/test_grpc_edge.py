@@ -17,7 +17,7 @@ from fake_model import FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infless_watchdog import oip
+from infless_watchdog import oip, oip_about
 from infless_watchdog.calls import Call, LoadError, Reply
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.metrics import Metrics
@@ -64,7 +64,7 @@ class Echo(FakeModel):
     def metadata(self) -> dict[str, Any]:
         """One input, one output."""
         tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
-        return oip.metadata("f", "fake", [tensor], [tensor])
+        return oip_about.metadata("f", "fake", [tensor], [tensor])
 
 
 class Instance:

@@ -194,8 +194,7 @@ class Watchdog:
     def submit(self, call: Call, deliver: Callable[[Call, Any], None]) -> None:
         """Take a request from any edge; `deliver(call, reply or fault)` follows once, unless it is withdrawn."""
         if self.pipeline is None:
-            self.metrics.received += 1
-            self.metrics.answered(503, call.head.method, 0.0)
+            self.metrics.refused(503, call.head.method)
             deliver(call, _loading())
         else:
             self.pipeline.submit(call, deliver)
@@ -274,8 +273,7 @@ class Watchdog:
         self._refused(exchange)
 
     def _refused(self, exchange: Exchange) -> None:
-        self.metrics.received += 1
-        self.metrics.answered(exchange.status, exchange.method, 0.0)
+        self.metrics.refused(exchange.status, exchange.method)
 
     # the provider's side ---------------------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from infless_watchdog.isolation import ItemError
 from infless_watchdog.json_text import parse_json
 from infless_watchdog.plain import encode_plain
 
-JSON = b"application/json"
 FORM = "multipart/form-data"
 OUTPUT = "output"
 """Name of an answer's only tensor, where the handler has given it none."""

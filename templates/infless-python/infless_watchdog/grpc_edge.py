@@ -234,8 +234,7 @@ class GrpcEdge:
             self._check_name(request.model_name)
             call = call_of(request)
         except ItemError as fault:  # refused here, and counted as if the pipeline had
-            self._server.metrics.received += 1
-            self._server.metrics.answered(fault.status, "POST", 0.0)
+            self._server.metrics.refused(fault.status, "POST")
             raise
         outcome = await self._outcome(call)
         try:

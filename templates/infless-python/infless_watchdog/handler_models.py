@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 from wsgiref.headers import Headers
 
-from infless_watchdog import oip
+from infless_watchdog import oip_about
 from infless_watchdog.bodies import PlainCodec
 from infless_watchdog.calls import Call, Head, LoadError, Model, Reply
 from infless_watchdog.handler_module import HandlerModule
@@ -74,7 +74,7 @@ class _HandlerModel:
 
     def metadata(self) -> dict[str, Any]:
         """A name; nobody knows what tensors a handler takes."""
-        return oip.metadata(self._name, "python")
+        return oip_about.metadata(self._name, "python")
 
     def set_cpu_cores(self, cpu_cores: int) -> None:
         """The user's `set_cpu_cores(n)`, if there is one."""

@@ -93,6 +93,11 @@ class Metrics:
         if len(kept) > Histogram.KEPT_MAX:
             histogram.observe(())
 
+    def refused(self, status: int, method: str) -> None:
+        """Count a request that is answered before anybody takes it."""
+        self.received += 1
+        self.answered(status, method, 0.0)
+
     def started(self, calls: Iterable[Call], now_s: float) -> None:
         """Count the waiting of a batch that begins."""
         self.wait_s.observe([now_s - call.arrived_s for call in calls])

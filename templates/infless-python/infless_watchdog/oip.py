@@ -22,11 +22,10 @@ import numpy as np
 from infless_watchdog.calls import Head, Reply
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.json_text import parse_json
-from infless_watchdog.oip_about import metadata
 
 __all__ = [
     "DTYPES", "HEADER_LENGTH", "NAMES", "STRINGS", "WANTED_RAW", "Wanted", "answer_infer", "from_json", "is_inference",
-    "is_raw", "leaf_types", "metadata", "parse_infer", "parse_request", "parse_wanted", "raw", "reply", "texts",
+    "is_raw", "leaf_types", "parse_infer", "parse_request", "parse_wanted", "raw", "reply", "texts",
     "to_array",
 ]  # fmt: skip
 

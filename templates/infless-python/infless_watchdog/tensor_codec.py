@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from infless_watchdog import oip
+from infless_watchdog import oip, oip_about
 from infless_watchdog.calls import Call, Head, Reply
 from infless_watchdog.isolation import ItemError
 from infless_watchdog.json_text import parse_json
@@ -152,7 +152,7 @@ class TensorCodec:
         inputs = [tensor(one.spec) for one in self._signature.inputs]
         for one, said in zip(self._signature.inputs, inputs, strict=True):
             said["shape"] = [said["shape"][0], *(dim or -1 for dim in one.dims)]
-        return oip.metadata(self._name, platform, inputs, [tensor(spec) for spec in self._signature.outputs])
+        return oip_about.metadata(self._name, platform, inputs, [tensor(spec) for spec in self._signature.outputs])
 
     def openapi(self) -> dict[str, Any]:
         """A row by itself, or several; of several inputs an object."""

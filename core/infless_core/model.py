@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 
 from infless_core.errors import InvalidInput
+from infless_core.labels import GpuWish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -44,6 +46,29 @@ class ProfilePoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interference:
+    """How much co-located instances slow each other down, as a table for each resource.
+
+    A table holds `(share, factor)`: where the others hold that share of the server's cores (of the GPU's percent), an
+    execution takes `factor` times as long; straight lines in between, the first and last factor beyond. Factors of
+    several resources multiply. An empty table slows nobody down.
+    """
+
+    cpu: tuple[tuple[float, float], ...] = ()
+    gpu: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        for table in (self.cpu, self.gpu):
+            shares = [share for share, _ in table]
+            factors = [factor for _, factor in table]
+            rising = all(low < high for low, high in pairwise(shares)) and all(a <= b for a, b in pairwise(factors))
+            if not (rising and all(0 <= share <= 1 for share in shares) and all(1 <= f < math.inf for f in factors)):
+                raise InvalidInput(
+                    f"interference {table}: pairs of a rising share from 0 to 1 and a factor of at least 1 that never falls"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """One GPU of a server: 100 percent of its multiprocessors, and its own memory."""
 
@@ -63,6 +88,12 @@ class Server:
     cpu_cores: int
     memory_bytes: int
     gpus: tuple[Gpu, ...] = ()
+    kind: str = ""
+    """What its owner calls machines of this sort; servers of one kind need not be alike."""
+    draining: bool = False
+    """It is being emptied: nothing is placed on it, and what runs there has to go."""
+    interference: Interference | None = None
+    """Its own table; None is the problem's."""
 
     def __post_init__(self) -> None:
         if self.cpu_cores < 1 or self.memory_bytes < 0:
@@ -79,12 +110,23 @@ class FunctionDemand:
     max_batch: int
     profile: tuple[ProfilePoint, ...]
     latency_percentile: float | None = None
+    arrival_cv: float = 1.0
+    """Coefficient of variation of the times between arrivals: 1 is Poisson, above it is burstier. It counts where a
+    percentile is stated; the paper's window is for even arrivals."""
+    gpu: GpuWish = GpuWish.ALLOW
+    instances_min: int = 0
+    instances_max: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.latency_target_s < math.inf or not 0 <= self.rate_rps < math.inf or self.max_batch < 1:
             raise InvalidInput(
                 f"function {self.id}: latency_target_s is above 0, rate_rps not negative, max_batch at least 1"
             )
+        if not 0 <= self.arrival_cv < math.inf:
+            raise InvalidInput(f"function {self.id}: arrival_cv is not negative")
+        most = math.inf if self.instances_max is None else self.instances_max
+        if not 0 <= self.instances_min <= most or most < 1:
+            raise InvalidInput(f"function {self.id}: instances_min is 0 to instances_max, which is at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +151,9 @@ class Problem:
     """Where between R_min and R_max scaling in starts (paper Eq. 7)."""
     beta: float = 0.45
     """GPU-percent units that one CPU core is worth: 64 GFLOPS / 142 GFLOPS (authors' code)."""
+    interference: Interference = Interference()
+    churn_cost: float = 0.0
+    """What touching one instance (start, stop, resize) costs, in units of the objective; 0 changes for any saving."""
 
 
 class PlanStatus(StrEnum):

@@ -49,6 +49,25 @@ def poisson_arrivals_s(rate_per_second: Sequence[float], rng: random.Random) -> 
     return arrivals_s
 
 
+def gamma_arrivals_s(rate_rps: float, cv: float, count: int, rng: random.Random) -> list[float]:
+    """Arrival times of a renewal process with gamma-distributed gaps, in order.
+
+    Args:
+        rate_rps: mean rate in requests per second, above 0.
+        cv: coefficient of variation of the gaps: 0 is evenly spaced, 1 a Poisson process, above it come bursts.
+        count: number of arrivals.
+        rng: the only source of chance.
+
+    Returns:
+        Seconds from the start; the first request comes one gap after it.
+    """
+    if cv == 0:
+        return [(number + 1) / rate_rps for number in range(count)]
+    shape = 1 / cv**2
+    scale_s = 1 / (rate_rps * shape)
+    return list(itertools.accumulate(rng.gammavariate(shape, scale_s) for _ in range(count)))
+
+
 def wave_rates(peak_rps: float, length_s: int = WAVE_S) -> list[float]:
     """The demo's varying minute as a rate for each second: a smooth rise, a burst, a quiet stretch.
 

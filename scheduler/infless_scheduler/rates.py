@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from infless_core.errors import InvalidInput
+from infless_core.labels import GpuWish
 from infless_core.model import Configuration, FunctionDemand, ProfilePoint
+from infless_scheduler.bearable import bearable_load
 
 _TOLERANCE = 1e-9
 """Relative. Execution times are measured to microseconds: a quotient this close to a whole number is that number,
 so that 1/0.05 is 20 batches a second and 0.3 - 0.1 leaves five a second, whatever binary fractions make of them."""
-
-_BISECTIONS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,13 @@ class RateWindow:
 
 
 def window(
-    configuration: Configuration, exec_s: float, target_s: float, percentile: float | None = None
+    configuration: Configuration,
+    exec_s: float,
+    target_s: float,
+    percentile: float | None = None,
+    *,
+    arrival_cv: float = 1.0,
+    fixed_share: float = 1.0,
 ) -> RateWindow | None:
     """The rates an instance may receive, or None when the target is out of its reach.
 
@@ -42,8 +48,10 @@ def window(
         configuration: the batch size is what counts here.
         exec_s: execution time of one full batch.
         target_s: latency target.
-        percentile: share of requests (50 to below 100) that must meet the target under Poisson arrivals; None plans
+        percentile: share of requests (50 to below 100) that must meet the target when they come by chance; None plans
             for the evenly spaced arrivals of the paper.
+        arrival_cv: how bursty they come, see `bearable_load`; counts with a percentile.
+        fixed_share: share of `exec_s` that smaller batches take, too, see `bearable_load`; counts with a percentile.
 
     Raises:
         InvalidInput: when `percentile` is not above 0 and below 100 (no rate meets a target always).
@@ -54,22 +62,65 @@ def window(
         return None
     up_rps, low_rps = _paper_window(batch, exec_s, target_s)
     if percentile is not None:
-        up_rps = min(up_rps, _bearable_load(batch, exec_s, target_s, percentile) * batch / exec_s)
+        load = bearable_load(batch, target_s / exec_s, percentile, arrival_cv=arrival_cv, fixed_share=fixed_share)
+        up_rps = min(up_rps, load * batch / exec_s)
     return RateWindow(min(low_rps, up_rps), up_rps)
 
 
-def feasible_points(function: FunctionDemand) -> tuple[tuple[ProfilePoint, RateWindow], ...]:
-    """The profile points that can serve the function within its target, with their windows, by configuration."""
+def feasible_points(
+    function: FunctionDemand, slowdown: Callable[[Configuration], float] | None = None
+) -> tuple[tuple[ProfilePoint, RateWindow], ...]:
+    """The profile points that can serve the function within its target, with their windows, by configuration.
+
+    Args:
+        function: points beyond its largest batch, and those that its wish for a GPU forbids, are left out.
+        slowdown: how many times longer than profiled an execution in that configuration takes; None: no longer. The
+            points themselves stay as they were profiled.
+    """
     found = []
     for point in sorted(function.profile, key=lambda point: point.configuration):
-        if point.configuration.batch > function.max_batch:
+        if point.configuration.batch > function.max_batch or not _wanted(point.configuration, function.gpu):
             continue
         rates = window(
-            point.configuration, point.exec_s, function.latency_target_s, percentile=function.latency_percentile
+            point.configuration,
+            point.exec_s * (slowdown(point.configuration) if slowdown else 1.0),
+            function.latency_target_s,
+            percentile=function.latency_percentile,
+            arrival_cv=function.arrival_cv,
+            fixed_share=fixed_share(point, function.profile),
         )
         if rates is not None:
             found.append((point, rates))
     return tuple(found)
+
+
+def fixed_share(point: ProfilePoint, profile: Sequence[ProfilePoint]) -> float:
+    """The share of a batch's execution time that does not depend on its size, 0 to 1.
+
+    From a straight line through the point and the smallest batch that was profiled with the same cores and GPU
+    percent. 1, the cautious end, where none is smaller: then nobody knows.
+    """
+    own = point.configuration
+    smallest = min(
+        (other for other in profile if _beside(other.configuration, own)),
+        key=lambda other: other.configuration.batch,
+        default=point,
+    )
+    smaller_by = own.batch - smallest.configuration.batch
+    if smaller_by <= 0:
+        return 1.0
+    growing = (point.exec_s - smallest.exec_s) / smaller_by * own.batch
+    return min(1.0, max(0.0, 1 - growing / point.exec_s))
+
+
+def _beside(other: Configuration, own: Configuration) -> bool:
+    return (other.cpu_cores, other.gpu_percent) == (own.cpu_cores, own.gpu_percent)
+
+
+def _wanted(configuration: Configuration, gpu: GpuWish) -> bool:
+    if gpu is GpuWish.ALLOW:
+        return True
+    return (configuration.gpu_percent > 0) == (gpu is GpuWish.REQUIRE)
 
 
 def nearest_target_s(profile: Sequence[ProfilePoint], max_batch: int) -> float | None:
@@ -94,23 +145,3 @@ def _paper_window(batch: int, exec_s: float, target_s: float) -> tuple[float, fl
     fills_per_second = 1 / (target_s - exec_s)
     low_rps = math.ceil(fills_per_second * (1 - _TOLERANCE)) * batch if whole else batch * fills_per_second
     return float(up_rps), float(low_rps)
-
-
-def _bearable_load(batch: int, exec_s: float, target_s: float, percentile: float) -> float:
-    """The largest load rho < 1 at which `percentile` of the requests wait no longer than they can afford.
-
-    First version, an approximation to be replaced by one that is checked against the simulator: a bulk server under
-    Poisson arrivals drains like M/D/1 with t/b of work per request, whose waiting time has the tail
-    `P(V > x) ~ rho * exp(-2 (1 - rho) x b / (rho t))`. A request can afford to wait T - t when b = 1; a batch may
-    also find another one running, which leaves T - 2t, and at least the t/b that one request adds to the work.
-    """
-    if not 0 < percentile < 100:
-        raise InvalidInput(f"latency percentile {percentile}: allowed is a number above 0 and below 100")
-    wait_s = max(0.0, target_s - exec_s) if batch == 1 else max(target_s - 2 * exec_s, exec_s / batch)
-    late_share = 1 - percentile / 100
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        load = (low + high) / 2
-        late = load * math.exp(-2 * (1 - load) * wait_s * batch / (load * exec_s))
-        low, high = (load, high) if late <= late_share else (low, load)
-    return low

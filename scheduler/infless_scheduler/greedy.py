@@ -8,156 +8,217 @@ What the paper leaves open, and what holds here:
 * A last residue too small for every batch above 1 and no batch of 1 at hand: the lightest instance that carries it
   is taken though it will idle, or the fastest one if none does.
 * Nothing fits at all: the rest stays unserved and the next function has its turn.
-* Ties: the smaller configuration, then a server where the function already runs so, then the smaller server id.
+* Fewer instances than the function's minimum: the lightest are added. Its maximum is never exceeded.
+* Ties: the smaller configuration, then a server where the function already runs so, then the first server.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
-from infless_core.model import Problem
-from infless_scheduler.placement import (
-    NEGLIGIBLE,
-    Offer,
-    Placement,
-    Task,
-    capacity_rps,
-    objective,
-    unserved_rps,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from infless_core.model import Configuration
+from infless_scheduler.cluster import Cluster
+from infless_scheduler.placement import NEGLIGIBLE, Offer, Placement, Task, capacity_rps, counts, lack, objective
 
 _EPSILON = 1e-9
+_UNFIT = -1.0
 
 
-class _Room(NamedTuple):
-    """What is free on a server. Servers with equal room are alike to the score, so they are looked at once."""
-
-    cpu_cores: int
-    memory_bytes: int
-    gpus: tuple[tuple[int, int], ...]
-    """`(percent, memory_bytes)` of each."""
-
-
-class _Spot(NamedTuple):
-    room: _Room
-    gpu: int | None
-    offer: Offer
-
-
-def greedy(task: Task, placed: tuple[Placement, ...] = (), *, core_worth: float | None = None) -> tuple[Placement, ...]:
+def greedy(
+    task: Task,
+    placed: tuple[Placement, ...] = (),
+    *,
+    core_worth: float | None = None,
+    open_servers: bool = True,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> tuple[Placement, ...]:
     """Place every wanted rate as far as it fits, function after function in the order of ids.
 
     Args:
         task: what to place.
         placed: instances that are there already and stay; they come first in the answer.
         core_worth: what the score counts a core in GPU percent; the problem's beta, as in the paper, by default.
+        open_servers: whether servers on which nothing is placed yet may be used.
+        out_of_time: asked before each function; the rest is then left unserved.
     """
-    cluster = _Cluster(task.problem, placed, task.problem.beta if core_worth is None else core_worth)
+    cluster = Cluster(task, placed)
+    worth = task.problem.beta if core_worth is None else core_worth
     placements = list(placed)
-    capacity = capacity_rps(placed)
-    for function, rate_rps in task.wanted_rps.items():
-        residue_rps = rate_rps - capacity.get(function, 0.0)
-        while residue_rps > NEGLIGIBLE * rate_rps:
-            spot = _next_spot(task.offers[function], residue_rps, cluster)
-            if spot is None:
-                break
-            placements.append(cluster.take(function, spot))
-            residue_rps -= spot.offer.window.up_rps
+    capacity, number = capacity_rps(placed), counts(placed)
+    for id_, function in task.functions.items():
+        if out_of_time():
+            break
+        run = _Run(cluster, id_, worth, open_servers=open_servers)
+        room = None if function.instances_max is None else function.instances_max - number[id_]
+        placements += run.serve(function.rate_rps - capacity.get(id_, 0.0), room)
+        have = number[id_] + len(run.placements)
+        placements += run.add(function.instances_min - have)
     return tuple(placements)
 
 
-def better_greedy(task: Task) -> tuple[Placement, ...]:
+def better_greedy(task: Task, out_of_time: Callable[[], bool] = lambda: False) -> tuple[Placement, ...]:
     """The better of two greedy placements: the paper's, and one that counts a core at what it is worth here.
 
     By peak speed a core is worth so little that the paper's score takes cores for everything until they are gone and
     the GPUs beside them stand idle. Counting all cores of the cluster as much as all its GPUs halves the servers.
     """
-    cores = sum(server.cpu_cores for server in task.problem.servers)
-    gpu_percent = sum(100 * len(server.gpus) for server in task.problem.servers)
-    both = [greedy(task)]
-    if gpu_percent and cores:
-        both.append(greedy(task, core_worth=gpu_percent / cores))
-
-    def loss(placements: tuple[Placement, ...]) -> tuple[float, float]:
-        return math.fsum(unserved_rps(task, placements).values()), objective(task, placements)
-
-    return min(both, key=loss)
+    cores = sum(kind.cpu_cores * len(kind.servers) for kind in task.classes)
+    gpu_percent = sum(100 * len(kind.gpu_memory_bytes) * len(kind.servers) for kind in task.classes)
+    both = [greedy(task, out_of_time=out_of_time)]
+    if gpu_percent and cores and not out_of_time():
+        both.append(greedy(task, core_worth=gpu_percent / cores, out_of_time=out_of_time))
+    return min(both, key=lambda placements: (lack(task, placements), objective(task, placements)))
 
 
-class _Cluster:
-    """The free room, server by server. Lives as long as one run of `greedy`."""
+class _Run:
+    """The placing of one function."""
 
-    def __init__(self, problem: Problem, placed: tuple[Placement, ...], core_worth: float) -> None:
-        self.core_worth = core_worth
-        self._gpu_ids = {server.id: tuple(gpu.id for gpu in server.gpus) for server in problem.servers}
-        self._running = {(r.function, r.server, r.configuration) for r in problem.running}
-        self._servers: dict[_Room, set[str]] = {}
-        for server in problem.servers:
-            room = _Room(server.cpu_cores, server.memory_bytes, tuple((100, gpu.memory_bytes) for gpu in server.gpus))
-            for p in placed:
-                if p.server == server.id:
-                    room = _less(room, None if p.gpu is None else self._gpu_ids[server.id].index(p.gpu), p.offer)
-            self._servers.setdefault(room, set()).add(server.id)
+    def __init__(self, cluster: Cluster, function: str, worth: float, *, open_servers: bool) -> None:
+        self.placements: list[Placement] = []
+        self._cluster = cluster
+        self._function = function
+        self._worth = worth
+        self._open = open_servers
+        here = cluster.task.offers[function]
+        self._configurations = sorted({offer.configuration for offers in here for offer in offers})
+        self._offers = [{offer.configuration: offer for offer in offers} for offers in here]
+        self._running: dict[Configuration, list[int]] = {c: [] for c in self._configurations}
+        for r in cluster.task.problem.running:
+            if r.function == function and r.configuration in self._running and r.server in cluster.row:
+                self._running[r.configuration].append(cluster.row[r.server])
 
-    def spots(self, offers: Iterable[Offer]) -> Iterator[_Spot]:
-        """Where each offer fits, in the order that settles ties; of a server's GPUs the fullest that it fits on."""
-        rooms = sorted(self._servers, key=lambda room: min(self._servers[room]))
-        for offer in offers:
-            for room in rooms:
-                gpu = _fullest_gpu(offer, room)
-                if offer.configuration.cpu_cores > room.cpu_cores or offer.point.memory_bytes > room.memory_bytes:
-                    continue
-                if offer.configuration.gpu_percent == 0 or gpu is not None:
-                    yield _Spot(room, gpu, offer)
+    def serve(self, residue_rps: float, most: int | None) -> list[Placement]:
+        """Algorithm 1 for what the function lacks, with at most so many instances."""
+        start = len(self.placements)
+        negligible = NEGLIGIBLE * self._cluster.task.functions[self._function].rate_rps
 
-    def score(self, spot: _Spot) -> float:
-        """Eq. 10: throughput per resource, divided by the share of the free room that would stay unused."""
-        weight = max(spot.offer.weight(self.core_worth), _EPSILON)
-        free = self.core_worth * spot.room.cpu_cores + sum(percent for percent, _ in spot.room.gpus)
-        return spot.offer.window.up_rps / weight / max(1 - weight / max(free, weight), _EPSILON)
+        def wanting() -> bool:
+            return residue_rps > negligible and (most is None or len(self.placements) - start < most)
 
-    def take(self, function: str, spot: _Spot) -> Placement:
-        """Put one instance on one of the servers with that room."""
-        room, gpu, offer = spot
-        alike = self._servers[room]
-        server = min(alike, key=lambda id_: ((function, id_, offer.configuration) not in self._running, id_))
-        alike.remove(server)
-        if not alike:
-            del self._servers[room]
-        self._servers.setdefault(_less(room, gpu, offer), set()).add(server)
-        gpu_id = None if gpu is None else self._gpu_ids[server][gpu]
-        return Placement(function=function, server=server, gpu=gpu_id, offer=offer)
+        for batch in sorted({c.batch for c in self._configurations}, reverse=True):
+            if not wanting():
+                break
+            scores = self._scores([c for c in self._configurations if c.batch == batch])
+            while wanting() and (offer := self._place_best(scores, residue_rps)) is not None:
+                residue_rps -= offer.window.up_rps
+        while wanting() and (offer := self._place_rest(residue_rps)) is not None:
+            residue_rps -= offer.window.up_rps
+        return self.placements[start:]
+
+    def add(self, number: int) -> list[Placement]:
+        """So many more instances, whatever they are for: the lightest."""
+        start = len(self.placements)
+        while len(self.placements) - start < number and self._place_rest(0.0) is not None:
+            pass
+        return self.placements[start:]
+
+    def _scores(self, configurations: list[Configuration]) -> _Scores:
+        shapes = [tuple(offers.get(c) for offers in self._offers) for c in configurations]
+        return _Scores(self._cluster, shapes, self._worth, open_servers=self._open)
+
+    def _place_best(self, scores: _Scores, residue_rps: float) -> Offer | None:
+        while True:
+            shape, row, score = scores.best()
+            if score <= _UNFIT:
+                return None
+            offer = scores.offer(shape, row)
+            if residue_rps < offer.window.low_rps:
+                scores.drop(shape, row)
+                continue
+            same = (other for other in self._running[offer.configuration] if scores.table[shape, other] == score)
+            row = min(same, default=row)
+            self._put(offer, row)
+            scores.refresh(row)
+            return offer
+
+    def _place_rest(self, residue_rps: float) -> Offer | None:
+        """The lightest instance that carries a residue which no batch above 1 may have, or the fastest."""
+        scores, chosen = self._scores(self._configurations), None
+        for shape, row in scores.best_rows():
+            offer = scores.offer(shape, row)
+            left_rps = max(0.0, residue_rps - offer.window.up_rps)
+            key = (left_rps, offer.weight(self._worth), -scores.table[shape, row])
+            if chosen is None or key < chosen[0]:
+                chosen = key, offer, row
+        if chosen is None:
+            return None
+        self._put(chosen[1], chosen[2])
+        return chosen[1]
+
+    def _put(self, offer: Offer, row: int) -> None:
+        slot = self._cluster.slot_for(offer, row)
+        if slot is None:
+            raise LookupError(f"no room for {offer.configuration} on server {row}")
+        self.placements.append(self._cluster.place(self._function, offer, row, slot))
 
 
-def _next_spot(offers: tuple[Offer, ...], residue_rps: float, cluster: _Cluster) -> _Spot | None:
-    for batch in sorted({offer.configuration.batch for offer in offers}, reverse=True):
-        qualified = [o for o in offers if o.configuration.batch == batch and residue_rps >= o.window.low_rps]
-        best = max(cluster.spots(qualified), key=cluster.score, default=None)
-        if best is not None:
-            return best
-    return min(
-        cluster.spots(offers),
-        key=lambda spot: (
-            max(0.0, residue_rps - spot.offer.window.up_rps),
-            spot.offer.weight(cluster.core_worth),
-            -cluster.score(spot),
-        ),
-        default=None,
-    )
+class _Scores:
+    """Scores of some shapes on all servers, kept up to date while one server after the other changes.
 
+    A shape is one configuration: an offer for each class of servers, None where it does not stand.
+    """
 
-def _fullest_gpu(offer: Offer, room: _Room) -> int | None:
-    percent, memory_bytes = offer.configuration.gpu_percent, offer.point.gpu_memory_bytes
-    fitting = [i for i, gpu in enumerate(room.gpus) if percent <= gpu[0] and memory_bytes <= gpu[1]]
-    return min(fitting, key=lambda index: room.gpus[index][0], default=None) if percent else None
+    def __init__(
+        self, cluster: Cluster, shapes: list[tuple[Offer | None, ...]], worth: float, *, open_servers: bool
+    ) -> None:
+        self._cluster = cluster
+        self._shapes = shapes
+        self._worth = worth
+        self._open = open_servers
+        some = [next(offer for offer in shape if offer is not None) for shape in shapes]
+        self._cores = np.array([offer.configuration.cpu_cores for offer in some])[:, None]
+        self._memory = np.array([offer.point.memory_bytes for offer in some])[:, None]
+        self._percent = np.array([offer.configuration.gpu_percent for offer in some])[:, None]
+        self._gpu_memory = np.array([offer.point.gpu_memory_bytes for offer in some])[:, None]
+        self._weight = np.maximum(np.array([offer.weight(worth) for offer in some])[:, None], _EPSILON)
+        self._up_rps = np.array([[_UNFIT if o is None else o.window.up_rps for o in shape] for shape in shapes])
+        self.table = self._score(slice(None))
 
+    def best(self) -> tuple[int, int, float]:
+        """Shape, server and score; ties go to the smaller configuration, then to the first server."""
+        if not self.table.size:
+            return 0, 0, _UNFIT
+        shape, row = divmod(int(self.table.argmax()), self.table.shape[1])
+        return shape, row, float(self.table[shape, row])
 
-def _less(room: _Room, gpu: int | None, offer: Offer) -> _Room:
-    gpus = list(room.gpus)
-    if gpu is not None:
-        percent, memory_bytes = gpus[gpu]
-        gpus[gpu] = (percent - offer.configuration.gpu_percent, memory_bytes - offer.point.gpu_memory_bytes)
-    cpu_cores = room.cpu_cores - offer.configuration.cpu_cores
-    return _Room(cpu_cores, room.memory_bytes - offer.point.memory_bytes, tuple(gpus))
+    def best_rows(self) -> list[tuple[int, int]]:
+        """For each shape its best server, where it fits on any."""
+        if not self.table.size:
+            return []
+        rows = self.table.argmax(axis=1)
+        return [(shape, int(row)) for shape, row in enumerate(rows) if self.table[shape, row] > _UNFIT]
+
+    def offer(self, shape: int, row: int) -> Offer:
+        """The offer of a shape on a server where it fits."""
+        offer = self._shapes[shape][int(self._cluster.kind[row])]
+        if offer is None:
+            raise LookupError(f"shape {shape} does not stand on server {row}")
+        return offer
+
+    def refresh(self, row: int) -> None:
+        """A server has changed."""
+        self.table[:, row : row + 1] = self._score(slice(row, row + 1))
+
+    def drop(self, shape: int, row: int) -> None:
+        """What is left is below a shape's window: on servers of this class it is out."""
+        kind = self._cluster.kind[row]
+        self._up_rps[shape, kind] = _UNFIT
+        self.table[shape, self._cluster.kind == kind] = _UNFIT
+
+    def _score(self, rows: slice) -> NDArray[np.float64]:
+        """Eq. 10 by shape and server: throughput per resource, by the share of the free room that stays unused."""
+        cluster = self._cluster
+        cores, percent = cluster.cpu_cores[rows], cluster.gpu_percent[rows]
+        up_rps = self._up_rps[:, cluster.kind[rows]]
+        fits = (cores >= self._cores) & (cluster.memory_bytes[rows] >= self._memory) & (up_rps > 0)
+        on_gpu = (percent >= self._percent[:, :, None]) & (cluster.gpu_memory[rows] >= self._gpu_memory[:, :, None])
+        fits &= on_gpu.any(axis=2) | (self._percent == 0)
+        if not self._open:
+            fits &= cluster.instances[rows] > 0
+        free = np.maximum(self._worth * cores + percent.sum(axis=1), self._weight)
+        unused = np.maximum(1 - self._weight / free, _EPSILON)
+        scores: NDArray[np.float64] = np.where(fits, up_rps / self._weight / unused, _UNFIT)
+        return scores

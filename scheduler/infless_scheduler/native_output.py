@@ -13,10 +13,11 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @contextlib.contextmanager
-def stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr(*, quiet: bool = False) -> Iterator[None]:
     """Send what is written to file descriptor 1 to descriptor 2 meanwhile. Holds a lock: one user at a time.
 
-    CBC announces an empty or infeasible model on standard output whatever its verbosity.
+    CBC announces an empty or infeasible model on standard output whatever its verbosity, and the first solve of each
+    linear program, which nobody wants to know: `quiet` lets it vanish.
     """
     with _ONE_AT_A_TIME:
         try:
@@ -25,11 +26,13 @@ def stdout_to_stderr() -> Iterator[None]:
             yield
             return
         c_library = ctypes.CDLL(None)
+        target = os.open(os.devnull, os.O_WRONLY) if quiet else os.dup(2)
         try:
             c_library.fflush(None)
-            os.dup2(2, 1)
+            os.dup2(target, 1)
             yield
         finally:
+            os.close(target)
             c_library.fflush(None)  # C buffers what it prints; it must leave before the descriptor is back
             os.dup2(kept, 1)
             os.close(kept)

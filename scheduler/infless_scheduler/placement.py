@@ -1,4 +1,4 @@
-"""What solvers work on and give back: the offers of each function, and instances without identity yet.
+"""What solvers work on and give back: server classes, the offers of each function, instances without identity yet.
 
 Everything is in the order of ids, so that no decision depends on the order of the input.
 """
@@ -6,21 +6,26 @@ Everything is in the order of ids, so that no decision depends on the order of t
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from infless_core.model import Configuration, Problem, ProfilePoint, Server
+from infless_core.model import Configuration, FunctionDemand, Interference, Problem, ProfilePoint, Server
 from infless_scheduler.rates import RateWindow, feasible_points
 
 NEGLIGIBLE = 1e-6
 """Share of a function's rate that is not worth an instance, nor a solver's tolerance: one request in a million."""
 
+LEAST_WEIGHT = 1e-3
+"""In the goal to serve as much as possible no function's rate counts for less than this share of the largest one:
+beside a million requests a second, one in a million seconds would vanish in a solver's tolerance."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """One configuration that serves a function within its target, and the rates it takes."""
+    """One configuration that serves a function within its target on some class of servers, and the rates it takes."""
 
     point: ProfilePoint
     window: RateWindow
@@ -32,18 +37,45 @@ class Offer:
 
     def weight(self, beta: float) -> float:
         """What it takes of a cluster, in GPU-percent units: `beta * cpu_cores + gpu_percent`."""
-        return beta * self.configuration.cpu_cores + self.configuration.gpu_percent
+        return beta * self.point.configuration.cpu_cores + self.point.configuration.gpu_percent
 
     def threshold_rps(self, alpha: float) -> float:
         """Its part of the scale-in threshold."""
         return alpha * self.window.up_rps + (1 - alpha) * self.window.low_rps
 
-    def fits(self, server: Server) -> bool:
-        """Whether the server could host it if it were empty."""
-        if self.configuration.cpu_cores > server.cpu_cores or self.point.memory_bytes > server.memory_bytes:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerClass:
+    """Servers that no rule can tell apart. The same offers stand on each of them."""
+
+    cpu_cores: int
+    memory_bytes: int
+    gpu_memory_bytes: tuple[int, ...]
+    interference: Interference
+    servers: tuple[Server, ...]
+    """In the order of their ids; the GPUs of each in the order of `gpu_memory_bytes`."""
+
+    def cost(self, beta: float) -> float:
+        """What using one of them counts in the objective."""
+        return beta * self.cpu_cores + 100 * len(self.gpu_memory_bytes)
+
+    def fits(self, point: ProfilePoint) -> bool:
+        """Whether an empty server could host it."""
+        if point.configuration.cpu_cores > self.cpu_cores or point.memory_bytes > self.memory_bytes:
             return False
-        on_gpu = self.configuration.gpu_percent > 0
-        return not on_gpu or any(self.point.gpu_memory_bytes <= gpu.memory_bytes for gpu in server.gpus)
+        on_gpu = point.configuration.gpu_percent > 0
+        return not on_gpu or any(point.gpu_memory_bytes <= size for size in self.gpu_memory_bytes)
+
+    def slowdown(self, configuration: Configuration) -> float:
+        """By how much the neighbours slow an instance down when the server is full.
+
+        The plan is made for a full server: an instance that is added later then breaks no promise made before.
+        """
+        others = 1 - configuration.cpu_cores / self.cpu_cores
+        factor = interpolated(self.interference.cpu, others)
+        if configuration.gpu_percent:
+            factor *= interpolated(self.interference.gpu, 1 - configuration.gpu_percent / 100)
+        return factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,35 +111,98 @@ class Solution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A problem in the order of ids, and for each function the offers it has. Made by `task_of`."""
+    """A problem in the order of ids, its classes of servers, and what each function may run as. Made by `task_of`."""
 
     problem: Problem
-    offers: Mapping[str, tuple[Offer, ...]]
-    wanted_rps: Mapping[str, float]
-    """The rates above zero of the functions that have offers."""
+    functions: Mapping[str, FunctionDemand]
+    """Those that want something (a rate, or instances) and have an offer, by id."""
+    classes: tuple[ServerClass, ...]
+    """Without servers that are being drained."""
+    offers: Mapping[str, tuple[tuple[Offer, ...], ...]]
+    """By function, for each class in order; empty tuples where nothing of it fits."""
+
+    @property
+    def wanted_rps(self) -> dict[str, float]:
+        """The rates above zero of the functions that have offers."""
+        return {id_: function.rate_rps for id_, function in self.functions.items() if function.rate_rps > 0}
+
+    def weights(self) -> dict[str, float]:
+        """What leaving a function unserved counts: its rate, but not less than `LEAST_WEIGHT` of the largest."""
+        wanted = self.wanted_rps
+        least = LEAST_WEIGHT * max(wanted.values(), default=0.0)
+        return {function: max(rate_rps, least) for function, rate_rps in wanted.items()}
+
+    def class_of(self) -> dict[str, int]:
+        """The index of each server's class; draining servers have none."""
+        return {server.id: index for index, kind in enumerate(self.classes) for server in kind.servers}
 
 
 def task_of(problem: Problem) -> Task:
-    """Order everything by id and find each function's offers: within its target, and for some server of the cluster."""
+    """Order everything by id and find each function's offers: within its target, and for some class of servers."""
     ordered = replace(
         problem,
-        servers=tuple(
-            replace(server, gpus=tuple(sorted(server.gpus, key=lambda gpu: gpu.id)))
-            for server in sorted(problem.servers, key=lambda server: server.id)
-        ),
+        servers=tuple(sorted(problem.servers, key=lambda server: server.id)),
         functions=tuple(sorted(problem.functions, key=lambda function: function.id)),
         running=tuple(sorted(problem.running, key=lambda running: running.id)),
     )
-    offers = {
-        function.id: tuple(
-            offer
-            for offer in (Offer(point=point, window=rates) for point, rates in feasible_points(function))
-            if any(offer.fits(server) for server in ordered.servers)
-        )
+    classes = _classes(ordered)
+    offers = {function.id: _offers(function, classes) for function in ordered.functions}
+    functions = {
+        function.id: function
         for function in ordered.functions
+        if (function.rate_rps > 0 or function.instances_min) and any(offers[function.id])
     }
-    wanted = {f.id: f.rate_rps for f in ordered.functions if f.rate_rps > 0 and offers[f.id]}
-    return Task(problem=ordered, offers=offers, wanted_rps=wanted)
+    return Task(problem=ordered, functions=functions, classes=classes, offers=offers)
+
+
+def interference_of(problem: Problem, server: Server) -> Interference:
+    """The table that holds on a server."""
+    return problem.interference if server.interference is None else server.interference
+
+
+def interpolated(table: tuple[tuple[float, float], ...], share: float) -> float:
+    """The factor of an interference table at a share; 1 for an empty table."""
+    if not table:
+        return 1.0
+    place = bisect_right(table, (share, math.inf))
+    if place == 0 or place == len(table):
+        return table[max(0, place - 1)][1]
+    (low, below), (high, above) = table[place - 1], table[place]
+    return below + (above - below) * (share - low) / (high - low)
+
+
+def _classes(problem: Problem) -> tuple[ServerClass, ...]:
+    groups: defaultdict[tuple[object, ...], list[Server]] = defaultdict(list)
+    for server in problem.servers:
+        if not server.draining:
+            gpus = tuple(sorted(server.gpus, key=lambda gpu: (gpu.memory_bytes, gpu.id)))
+            size = (server.cpu_cores, server.memory_bytes, tuple(gpu.memory_bytes for gpu in gpus))
+            alike = (*size, interference_of(problem, server))
+            groups[alike].append(server if gpus == server.gpus else replace(server, gpus=gpus))
+    return tuple(
+        ServerClass(
+            cpu_cores=servers[0].cpu_cores,
+            memory_bytes=servers[0].memory_bytes,
+            gpu_memory_bytes=tuple(gpu.memory_bytes for gpu in servers[0].gpus),
+            interference=interference_of(problem, servers[0]),
+            servers=tuple(servers),
+        )
+        for servers in groups.values()
+    )
+
+
+def _offers(function: FunctionDemand, classes: tuple[ServerClass, ...]) -> tuple[tuple[Offer, ...], ...]:
+    """One value for each offer, also where it stands on several classes: only interference makes them differ."""
+    plain: tuple[Offer, ...] | None = None
+    found = []
+    for kind in classes:
+        if kind.interference == Interference():
+            plain = plain or tuple(Offer(point=p, window=w) for p, w in feasible_points(function))
+            here = plain
+        else:
+            here = tuple(Offer(point=p, window=w) for p, w in feasible_points(function, kind.slowdown))
+        found.append(tuple(offer for offer in here if kind.fits(offer.point)))
+    return tuple(found)
 
 
 def server_cost(server: Server, beta: float) -> float:
@@ -123,6 +218,14 @@ def capacity_rps(placements: Iterable[Placement]) -> dict[str, float]:
     return {function: math.fsum(up_rps) for function, up_rps in rates.items()}
 
 
+def counts(placements: Iterable[Placement]) -> defaultdict[str, int]:
+    """The number of instances of each function."""
+    number: defaultdict[str, int] = defaultdict(int)
+    for placement in placements:
+        number[placement.function] += 1
+    return number
+
+
 def unserved_rps(task: Task, placements: Iterable[Placement]) -> dict[str, float]:
     """What the placements leave unserved of each wanted rate; functions that are served (all but) fully are absent."""
     capacity = capacity_rps(placements)
@@ -130,10 +233,40 @@ def unserved_rps(task: Task, placements: Iterable[Placement]) -> dict[str, float
     return {function: rate for function, rate in missing.items() if rate > NEGLIGIBLE * task.wanted_rps[function]}
 
 
+def missing_instances(task: Task, placements: Iterable[Placement]) -> dict[str, int]:
+    """How many instances functions lack of their `instances_min`; functions that lack none are absent."""
+    number = counts(placements)
+    lacking = {id_: function.instances_min - number[id_] for id_, function in task.functions.items()}
+    return {id_: lack for id_, lack in lacking.items() if lack > 0}
+
+
+def lack(task: Task, placements: Iterable[Placement]) -> float:
+    """What the first goal counts: unserved rates by weight, and each missing instance as much as all rates together."""
+    placements, weights, wanted = tuple(placements), task.weights(), task.wanted_rps
+    unserved = unserved_rps(task, placements)
+    rates = math.fsum(weights[function] * rate / wanted[function] for function, rate in unserved.items())
+    missing = sum(missing_instances(task, placements).values())
+    return rates + missing * missing_weight(task)
+
+
+def missing_weight(task: Task) -> float:
+    """What one missing instance counts beside unserved rates."""
+    return math.fsum(task.weights().values()) or 1.0
+
+
 def objective(task: Task, placements: Iterable[Placement]) -> float:
     """Sum of the costs of the servers in use (paper Eq. 2)."""
+    beta = task.problem.beta
     used = {placement.server for placement in placements}
-    return math.fsum(server_cost(server, task.problem.beta) for server in task.problem.servers if server.id in used)
+    return math.fsum(
+        kind.cost(beta) for kind in task.classes for server in kind.servers if server.id in used
+    )
+
+
+def allocated(task: Task, placements: Iterable[Placement]) -> float:
+    """What the instances hold, in GPU-percent units."""
+    beta = task.problem.beta
+    return math.fsum(placement.offer.weight(beta) for placement in placements)
 
 
 def objective_bound(task: Task, unserved: Mapping[str, float]) -> float:
@@ -143,37 +276,45 @@ def objective_bound(task: Task, unserved: Mapping[str, float]) -> float:
     least the sum of the wanted rates, each at its function's cheapest weight per request. Where all servers cost the
     same, it is a whole number of them.
     """
-    beta = task.problem.beta
+    beta, wanted = task.problem.beta, task.wanted_rps
     cheapest = {
-        function: min(offer.weight(beta) / offer.window.up_rps for offer in task.offers[function])
-        for function in task.wanted_rps
+        function: min(offer.weight(beta) / offer.window.up_rps for here in task.offers[function] for offer in here)
+        for function in wanted
     }
-    served_rps = math.fsum(task.wanted_rps.values()) - math.fsum(unserved.values())
+    served_rps = math.fsum(wanted.values()) - math.fsum(unserved.values())
     bound = 0.0
     for function in sorted(cheapest, key=lambda function: (cheapest[function], function)):
-        part_rps = min(served_rps, task.wanted_rps[function] * (1 - NEGLIGIBLE))
+        part_rps = min(served_rps, wanted[function] * (1 - NEGLIGIBLE))
         if part_rps > 0:
             bound += part_rps * cheapest[function]
             served_rps -= part_rps
-    costs = {server_cost(server, beta) for server in task.problem.servers}
-    if bound > 0 and len(costs) == 1:
-        cost = costs.pop()
-        bound = cost * math.ceil(bound / cost - 1e-9)
+    return whole_servers(task, bound)
+
+
+def whole_servers(task: Task, bound: float) -> float:
+    """A bound on the objective, raised to a whole number of servers where all cost the same."""
+    costs = {kind.cost(task.problem.beta) for kind in task.classes}
+    if bound > 0 and len(costs) == 1 and (cost := costs.pop()) > 0:
+        return max(bound, cost * math.ceil(bound / cost - 1e-6))
     return bound
 
 
 def trimmed(task: Task, placements: Iterable[Placement]) -> tuple[Placement, ...]:
-    """The placements without those that no wanted rate needs, the heaviest dropped first.
+    """The placements without those that no wanted rate and no minimum needs, the heaviest dropped first.
 
-    Solvers stopped by their time limit may hold some; removing one never breaks a rule or a goal.
+    Removing one never breaks a rule or a goal.
     """
-    beta = task.problem.beta
-    placements = tuple(placements)
-    spare = {function: rate - task.wanted_rps[function] for function, rate in capacity_rps(placements).items()}
+    beta, placements = task.problem.beta, tuple(placements)
+    spare = {
+        function: rate - task.functions[function].rate_rps for function, rate in capacity_rps(placements).items()
+    }
+    number = counts(placements)
     kept = []
     for placement in sorted(placements, key=lambda p: -p.offer.weight(beta)):
-        if placement.offer.window.up_rps <= spare[placement.function]:
-            spare[placement.function] -= placement.offer.window.up_rps
+        function, up_rps = placement.function, placement.offer.window.up_rps
+        if up_rps <= spare[function] and number[function] > task.functions[function].instances_min:
+            spare[function] -= up_rps
+            number[function] -= 1
         else:
             kept.append(placement)
     return tuple(kept)

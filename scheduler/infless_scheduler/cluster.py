@@ -1,0 +1,93 @@
+"""What is free on every server while instances are being placed. Mutable; one owner, as long as one run of a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infless_scheduler.placement import Offer, Placement, Task
+
+NOWHERE = -1
+"""The slot of an instance without GPU."""
+
+
+class Cluster:
+    """Free cores, memory and GPU shares of all servers as arrays, so that many are looked at in one step.
+
+    Rows are servers: class after class, within a class in the order of ids. Columns are GPU slots; a server with fewer
+    GPUs than the largest one has slots in which nothing fits.
+    """
+
+    def __init__(self, task: Task, placed: Iterable[Placement] = ()) -> None:
+        self.task = task
+        self.servers = [server for kind in task.classes for server in kind.servers]
+        self.row = {server.id: row for row, server in enumerate(self.servers)}
+        sizes = [len(kind.servers) for kind in task.classes]
+        self.kind: NDArray[np.int64] = np.repeat(np.arange(len(sizes)), sizes)
+        slots = max((len(kind.gpu_memory_bytes) for kind in task.classes), default=0)
+        gpus = [[*kind.gpu_memory_bytes, *[NOWHERE] * (slots - len(kind.gpu_memory_bytes))] for kind in task.classes]
+        self.cpu_cores = np.repeat(np.array([k.cpu_cores for k in task.classes], dtype=np.int64), sizes)
+        self.memory_bytes = np.repeat(np.array([k.memory_bytes for k in task.classes], dtype=np.int64), sizes)
+        self.gpu_memory = np.repeat(np.array(gpus, dtype=np.int64).reshape(len(sizes), slots), sizes, axis=0)
+        self.gpu_percent = np.where(self.gpu_memory >= 0, 100, 0)
+        self.instances = np.zeros(len(self.servers), dtype=np.int64)
+        for placement in placed:
+            self.take(placement)
+
+    def slot(self, placement: Placement) -> int:
+        """The GPU slot of a placement on its server."""
+        gpus = self.servers[self.row[placement.server]].gpus
+        return next((slot for slot, gpu in enumerate(gpus) if gpu.id == placement.gpu), NOWHERE)
+
+    def place(self, function: str, offer: Offer, row: int, slot: int) -> Placement:
+        """Put one instance there."""
+        server = self.servers[row]
+        placement = Placement(
+            function=function, server=server.id, gpu=None if slot == NOWHERE else server.gpus[slot].id, offer=offer
+        )
+        self._add(offer, row, slot, 1)
+        return placement
+
+    def take(self, placement: Placement) -> None:
+        """Count an instance that is placed."""
+        self._add(placement.offer, self.row[placement.server], self.slot(placement), 1)
+
+    def free(self, placement: Placement) -> None:
+        """Give back what an instance held."""
+        self._add(placement.offer, self.row[placement.server], self.slot(placement), -1)
+
+    def _add(self, offer: Offer, row: int, slot: int, sign: int) -> None:
+        point = offer.point
+        self.instances[row] += sign
+        self.cpu_cores[row] -= sign * point.configuration.cpu_cores
+        self.memory_bytes[row] -= sign * point.memory_bytes
+        if slot != NOWHERE:
+            self.gpu_percent[row, slot] -= sign * point.configuration.gpu_percent
+            self.gpu_memory[row, slot] -= sign * point.gpu_memory_bytes
+
+    def overdrawn(self, row: int) -> bool:
+        """Whether a server holds more than it has."""
+        gpus = len(self.servers[row].gpus)
+        return bool(
+            self.cpu_cores[row] < 0
+            or self.memory_bytes[row] < 0
+            or (self.gpu_percent[row, :gpus] < 0).any()
+            or (self.gpu_memory[row, :gpus] < 0).any()
+        )
+
+    def slot_for(self, offer: Offer, row: int) -> int | None:
+        """Where one more instance of an offer has room on a server: of its GPUs the fullest one, `NOWHERE` without GPU.
+
+        None where it has no room. Whether the offer stands on the server's class is not looked at.
+        """
+        point = offer.point
+        percent, memory_bytes = point.configuration.gpu_percent, point.gpu_memory_bytes
+        if self.cpu_cores[row] < point.configuration.cpu_cores or self.memory_bytes[row] < point.memory_bytes:
+            return None
+        if not percent:
+            return NOWHERE
+        free = [(int(p), slot) for slot, p in enumerate(self.gpu_percent[row]) if p >= percent]
+        fitting = [(p, slot) for p, slot in free if self.gpu_memory[row, slot] >= memory_bytes]
+        return min(fitting)[1] if fitting else None

@@ -1,0 +1,273 @@
+"""What one server is filled with when every instance is worth something: the pricing problem of column generation.
+
+A server is several bins at once: cores and memory for all, and each GPU with its percent and its memory. A table over
+all states of a bin gives the best filling, and as a by-product the best filling that holds any given item, which is what
+makes column generation take few rounds. Cores and percent are counted exactly. Memory is left out where the best filling
+by memory does not exceed it, else counted in granules rounded down: then the value is an upper bound that a real filling
+may miss, and `exact` is false.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_STATES = 20_000
+"""States of one bin that a table may have: some hundred array operations on it take a few milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """What one instance takes of a server."""
+
+    cpu_cores: int
+    memory_bytes: int
+    gpu_percent: int
+    gpu_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """In what units a server is counted: its capacities, and the items' sizes."""
+
+    sizes: Ints
+    """One row for each item: cores, memory, GPU percent, GPU memory."""
+    cpu_cores: int
+    memory: int
+    percent: int
+    gpu_memory: tuple[int, ...]
+    """Of each GPU."""
+
+
+class Knapsack:
+    """One class of servers with the items that stand on it; asked again and again with other values."""
+
+    def __init__(
+        self, cpu_cores: int, memory_bytes: int, gpu_memory_bytes: tuple[int, ...], items: Sequence[Item]
+    ) -> None:
+        self.items = tuple(items)
+        raw = [
+            (i.cpu_cores, i.memory_bytes, i.gpu_percent, i.gpu_memory_bytes if i.gpu_percent else 0) for i in items
+        ]
+        sizes = np.array(raw, dtype=np.int64).reshape(len(raw), 4)
+        unit = math.gcd(100, *(int(percent) for percent in sizes[:, 2]))
+        sizes[:, 2] //= unit
+        self._on_gpu = sizes[:, 2] > 0
+        bare = sizes * np.array([1, 0, 1, 0])
+        self._grid = _Grid(bare, cpu_cores, 0, 100 // unit, (0,) * len(gpu_memory_bytes))
+        memory_binds = self.fill(sizes[:, 1].astype(float)).value > memory_bytes
+        gpu_binds = False
+        if gpu_memory_bytes:
+            fullest = _Bin(self._grid, sizes[:, 3].astype(float), self._on_gpu, on_gpu=True)
+            gpu_binds = float(fullest.table[-1, -1, -1, -1]) > min(gpu_memory_bytes)
+        self.exact = not (memory_binds or gpu_binds)
+        """Whether no memory had to be rounded: then every filling is a real one."""
+        if not self.exact:
+            states = (cpu_cores + 1) * (self._grid.percent + 1)
+            granules = max(8, int((_STATES / states) ** (1 / (memory_binds + gpu_binds))))
+            memory, sizes[:, 1] = _granular(sizes[:, 1], (memory_bytes,) if memory_binds else (), granules)
+            gpu_memory, sizes[:, 3] = _granular(sizes[:, 3], gpu_memory_bytes if gpu_binds else (), granules)
+            self._grid = _Grid(sizes, cpu_cores, sum(memory), 100 // unit, gpu_memory or self._grid.gpu_memory)
+
+    def only(self, chosen: Sequence[int]) -> Knapsack:
+        """The same class of servers with some of the items, counted as before."""
+        other = copy(self)
+        other.items = tuple(self.items[item] for item in chosen)
+        other._on_gpu = self._on_gpu[chosen]
+        other._grid = replace(self._grid, sizes=self._grid.sizes[chosen])
+        return other
+
+    @property
+    def sizes(self) -> Ints:
+        """What each item takes, in the units in which it is counted here."""
+        return self._grid.sizes
+
+    def fill(self, values: Floats) -> Filling:
+        """The table for these values (one for each item; what is worth nothing is left out)."""
+        return Filling(self._grid, values, self._on_gpu)
+
+
+def _granular(sizes: Ints, capacities: tuple[int, ...], granules: int) -> tuple[tuple[int, ...], Ints]:
+    """Capacities and sizes in granules, none of which claims too much."""
+    largest = max(capacities, default=0)
+    if not largest:
+        return capacities, np.zeros_like(sizes)
+    measure = math.gcd(*(int(size) for size in sizes)) or 1
+    measure = max(measure, -(-largest // granules))
+    return tuple(capacity // measure for capacity in capacities), sizes // measure
+
+
+class _Bin:
+    """The best value of every state of one bin (the server without its GPUs, or one GPU), with any number of each item."""
+
+    def __init__(self, grid: _Grid, values: Floats, chosen: NDArray[np.bool_], *, on_gpu: bool) -> None:
+        self._index = undominated(grid.sizes, values, chosen & (values > 0))
+        self._sizes, self._values = grid.sizes[self._index], values[self._index]
+        gpu = (grid.percent, max(grid.gpu_memory)) if on_gpu else (0, 0)
+        self.table = np.zeros([size + 1 for size in (grid.cpu_cores, grid.memory, *gpu)])
+        for size, value in zip(self._sizes.tolist(), self._values.tolist(), strict=True):
+            _add(self.table, size, value)
+
+    def trace(self, state: tuple[int, ...]) -> list[int]:
+        """The items that make the value of a state."""
+        found: list[int] = []
+        here = np.array(state)
+        while self.table[tuple(here)] > 0:
+            before = here - self._sizes
+            possible = (before >= 0).all(axis=1)
+            if not possible.any():
+                break
+            before = np.maximum(before, 0)
+            best = int(np.where(possible, self.table[tuple(before.T)] + self._values, -1.0).argmax())
+            found.append(int(self._index[best]))
+            here = before[best]
+        return found
+
+
+def _add(table: Floats, size: list[int], value: float) -> None:
+    """Allow any number of an item: once more, twice more, four times more, ... each on top of what there is."""
+    shape = table.shape
+    while all(step < length for step, length in zip(size, shape, strict=True)):
+        to = tuple(slice(step, None) for step in size)
+        frm = tuple(slice(None, length - step) for step, length in zip(size, shape, strict=True))
+        np.maximum(table[to], table[frm] + value, out=table[to])
+        size, value = [2 * step for step in size], 2 * value
+
+
+def undominated(sizes: NDArray[Any], values: Floats, chosen: NDArray[np.bool_]) -> Ints:
+    """The chosen rows that no other chosen one beats, by being nowhere larger and worth as much. Of equals the first.
+
+    Args:
+        sizes: one row for each thing, in any number of respects.
+        values: what each is worth.
+        chosen: which ones are looked at.
+    """
+    index = np.flatnonzero(chosen)
+    # In the order of sizes and then of falling value, what beats a thing stands before it.
+    order = index[np.lexsort((index, -values[index], *sizes[index].T[::-1]))]
+    if len(order) > 1:
+        order = order[np.concatenate(([True], (sizes[order[1:]] != sizes[order[:-1]]).any(axis=1)))]
+    count = 0
+    kept = np.empty(len(order), dtype=np.int64)
+    kept_sizes, kept_values = np.empty((len(order), sizes.shape[1]), dtype=sizes.dtype), np.empty(len(order))
+    for thing in order.tolist():
+        beaten = (kept_sizes[:count] <= sizes[thing]).all(axis=1) & (kept_values[:count] >= values[thing])
+        if not beaten.any():
+            kept[count], kept_sizes[count], kept_values[count] = thing, sizes[thing], values[thing]
+            count += 1
+    return kept[:count]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What a server is filled with: `(item, GPU slot or None)`, and what it is worth."""
+
+    value: float
+    items: tuple[tuple[int, int | None], ...]
+
+
+class Filling:
+    """The best filling of one server for one set of values, and the best ones that hold a given item."""
+
+    def __init__(self, grid: _Grid, values: Floats, on_gpu: NDArray[np.bool_]) -> None:
+        self._grid = grid
+        self._values = values
+        self._plain = _Bin(grid, values, ~on_gpu, on_gpu=False)
+        self._gpu = _Bin(grid, values, on_gpu, on_gpu=True) if grid.gpu_memory else self._plain
+        self._joint = [self._plain.table[:, :, 0, 0]]
+        """Best value by cores and memory without a GPU, with the first, with the first two, and so on."""
+        for slot in range(len(grid.gpu_memory)):
+            self._joint.append(_joined(self._joint[-1], self._gpu.table[(..., *self._empty(slot))]))
+
+    @property
+    def value(self) -> float:
+        """Of the best filling."""
+        return float(self._joint[-1][-1, -1])
+
+    def best(self) -> Packed:
+        """The best filling."""
+        return Packed(self.value, self._trace(len(self._grid.gpu_memory), self._grid.cpu_cores, self._grid.memory))
+
+    def holding_values(self) -> Floats:
+        """For each item the value of the best filling that has it, on the last GPU if it needs one; -inf without one."""
+        best: dict[tuple[int, ...], float] = {}
+        found = np.empty(len(self._values))
+        for item, size in enumerate(map(tuple, self._grid.sizes.tolist())):
+            if size not in best:
+                left = self._beside(size)
+                best[size] = -math.inf if left is None else self._value(*left)
+            found[item] = best[size]
+        return found + self._values
+
+    def holding(self, item: int) -> Packed:
+        """The best filling with at least one of an item that fits."""
+        left = self._beside(tuple(self._grid.sizes[item].tolist()))
+        if left is None:
+            raise ValueError(f"item {item} does not fit")
+        cores, memory, gpu = left
+        last, worth = len(self._grid.gpu_memory) - 1, float(self._values[item])
+        if gpu is None:
+            rest = self._trace(last + 1, cores, memory)
+            return Packed(worth + self._value(*left), ((item, None), *rest))
+        return Packed(worth + self._value(*left), ((item, last), *self._split(last, cores, memory, gpu)))
+
+    def _beside(self, size: tuple[int, ...]) -> tuple[int, int, tuple[int, int] | None] | None:
+        """What an item leaves of an empty server: cores, memory, and the state of the last GPU if it is on that."""
+        grid = self._grid
+        cores, memory = grid.cpu_cores - size[0], grid.memory - size[1]
+        if cores < 0 or memory < 0:
+            return None
+        if not size[2]:
+            return cores, memory, None
+        if not grid.gpu_memory or size[2] > grid.percent or size[3] > grid.gpu_memory[-1]:
+            return None
+        return cores, memory, (grid.percent - size[2], grid.gpu_memory[-1] - size[3])
+
+    def _value(self, cores: int, memory: int, gpu: tuple[int, int] | None) -> float:
+        if gpu is None:
+            return float(self._joint[-1][cores, memory])
+        return float(self._both(len(self._grid.gpu_memory) - 1, cores, memory, gpu).max())
+
+    def _both(self, slot: int, cores: int, memory: int, gpu: tuple[int, int]) -> Floats:
+        """The best value of one GPU in a state and all before it, by the cores and memory that the GPU's items use."""
+        own: Floats = self._gpu.table[(slice(cores + 1), slice(memory + 1), *gpu)]
+        return own + self._joint[slot][cores::-1, memory::-1]
+
+    def _empty(self, slot: int) -> tuple[int, int]:
+        """Percent and memory of a GPU on which nothing runs."""
+        return self._grid.percent, self._grid.gpu_memory[slot]
+
+    def _split(
+        self, slot: int, cores: int, memory: int, gpu: tuple[int, int]
+    ) -> tuple[tuple[int, int | None], ...]:
+        """The items of the best filling of one GPU in a state and all before it."""
+        total = self._both(slot, cores, memory, gpu)
+        used_cores, used_memory = divmod(int(total.argmax()), memory + 1)
+        on_gpu = [(item, slot) for item in self._gpu.trace((used_cores, used_memory, *gpu))]
+        return (*on_gpu, *self._trace(slot, cores - used_cores, memory - used_memory))
+
+    def _trace(self, gpus: int, cores: int, memory: int) -> tuple[tuple[int, int | None], ...]:
+        """The items of the best filling with so many of the GPUs, cores and so much memory."""
+        if gpus:
+            return self._split(gpus - 1, cores, memory, self._empty(gpus - 1))
+        return tuple((item, None) for item in self._plain.trace((cores, memory, 0, 0)))
+
+
+def _joined(one: Floats, other: Floats) -> Floats:
+    """The best value of two bins together, by the cores and memory that both may use."""
+    cores, memory = one.shape
+    best = np.zeros_like(one)
+    for used_cores in range(cores):
+        for used_memory in range(memory):
+            here = best[used_cores:, used_memory:]
+            np.maximum(here, one[: cores - used_cores, : memory - used_memory] + other[used_cores, used_memory], out=here)
+    return best

@@ -1,8 +1,9 @@
 """How busy an instance may be so that a share of its requests is in time: a table of simulations, interpolated.
 
-The table comes from the watchdog's own batching policy, `python -m benchmarks.bearable_load` makes it. Between its
-cells lines are straight where the curves nearly are: the logit of the load over the logarithms of batch size, of
-target over execution time, of burstiness and of the share of late requests. Beyond its edges the safe side is taken.
+The table comes from the watchdog's own batching policy, `python -m benchmarks.bearable_load` makes it. In between,
+lines are straight where theory has them so. In heavy traffic `(1 - load) / load`, nearly `-log(load)`, goes with
+`CV^2 log(1 / late share) / (batch * slack)`: that is a straight line in the logarithm of the late share, and its
+logarithm one in those of CV, batch and target over execution time. Beyond the table's edges the safe side is taken.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from infless_core.errors import InvalidInput
 
 FLOOR = 0.001
 """The least load there is: a target that is out of reach at a thousandth of the rate is so at any."""
-_CEILING = 1.02
-"""Where the logit is infinite; a little above 1, which the table does reach."""
+_CEILING = 1.05
+"""A load of this has depth 0. A little above 1, which the table does reach, for depths have logarithms."""
 _CV_MAX = 8.0
 """Burstiness is extrapolated up to here."""
 _LATE_MIN = 1e-6
@@ -29,7 +30,7 @@ _LATE_MIN = 1e-6
 _TOLERANCE = 1e-6
 
 Sheet = list[list[list[float]]]
-"""Logits by CV, target over execution time, and percentile."""
+"""Depths, `log(_CEILING / load)`, by CV, target over execution time, and percentile."""
 Place = tuple[int, float]
 """Between a grid's value of this index and the next, this share of the way."""
 
@@ -82,18 +83,18 @@ def bearable_load(
     cv = _place(table.cvs, math.log(max(1.0, arrival_cv)))
     late = _place(table.late_shares, -math.log1p(-percentile / 100))
     if batch == 1:
-        return _load(_value(table.one, cv, ratio, late))
+        return _load(_log_depth(table.one, cv, ratio, late))
     (size, size_part), (fixed, fixed_part) = (
         _place(table.batches, math.log(batch)),
         _place(table.fixed_shares, fixed_share),
     )
-    logit = 0.0
+    log_depth = 0.0
     for place, size_weight in ((size, 1 - size_part), (size + 1, size_part)):
         for column, fixed_weight in ((fixed, 1 - fixed_part), (fixed + 1, fixed_part)):
             weight = size_weight * fixed_weight
             if weight:
-                logit += weight * _value(table.sheets[place][column], cv, ratio, late)
-    return _load(logit)
+                log_depth += weight * _log_depth(table.sheets[place][column], cv, ratio, late)
+    return _load(log_depth)
 
 
 def _place(grid: Sequence[float], value: float) -> Place:
@@ -102,25 +103,20 @@ def _place(grid: Sequence[float], value: float) -> Place:
     return low, min(1.0, max(0.0, (value - grid[low]) / (grid[low + 1] - grid[low])))
 
 
-def _value(sheet: Sheet, cv: Place, ratio: Place, late: Place) -> float:
+def _log_depth(sheet: Sheet, cv: Place, ratio: Place, late: Place) -> float:
     (cv_low, cv_part), (ratio_low, ratio_part), (late_low, late_part) = cv, ratio, late
-    logit = 0.0
+    log_depth = 0.0
     for rows, weight in ((sheet[cv_low], 1 - cv_part), (sheet[cv_low + 1], cv_part)):
         if weight:
-            low, high = rows[ratio_low], rows[ratio_low + 1]
-            at_low = low[late_low] + late_part * (low[late_low + 1] - low[late_low])
-            at_high = high[late_low] + late_part * (high[late_low + 1] - high[late_low])
-            logit += weight * (at_low + ratio_part * (at_high - at_low))
-    return logit
+            near, far = rows[ratio_low], rows[ratio_low + 1]
+            at_near = math.log(near[late_low] + late_part * (near[late_low + 1] - near[late_low]))
+            at_far = math.log(far[late_low] + late_part * (far[late_low + 1] - far[late_low]))
+            log_depth += weight * (at_near + ratio_part * (at_far - at_near))
+    return log_depth
 
 
-def _logit(load: float) -> float:
-    load = max(FLOOR, load)
-    return math.log(load / (_CEILING - load))
-
-
-def _load(logit: float) -> float:
-    return min(1.0, max(FLOOR, _CEILING / (1 + math.exp(-logit))))
+def _load(log_depth: float) -> float:
+    return min(1.0, max(FLOOR, _CEILING * math.exp(-math.exp(log_depth))))
 
 
 # the table -----------------------------------------------------------------------------------------------------------
@@ -150,26 +146,34 @@ def _table() -> _Table:
 
 
 def _extended(loads: Sheet, cvs: Sequence[float], late_shares: Sequence[float]) -> Sheet:
-    """Logits with one more percentile and one more CV, where straight lines through the last two lead."""
-    logits = [[[_logit(load) for load in row] for row in rows] for rows in loads]
-    further = (-math.log(_LATE_MIN) - late_shares[-1]) / (late_shares[-1] - late_shares[-2])
-    stricter = _least([[row[-1] + further * (row[-1] - row[-2]) for row in rows] for rows in logits])
-    logits = [
-        [[*row, value] for row, value in zip(rows, values, strict=True)]
-        for rows, values in zip(logits, stricter, strict=True)
-    ]
+    """Depths with one more percentile and one more CV, where straight lines through the last two lead."""
+    late_shares = (*late_shares, -math.log(_LATE_MIN))
+    rows = [[_row(loads_of, late_shares) for loads_of in by_ratio] for by_ratio in loads]
+    columns = [_deepest([[row[place] for row in by_ratio] for by_ratio in rows]) for place in range(len(late_shares))]
+    depths = [_turned([column[place] for column in columns]) for place in range(len(cvs))]
     further = (math.log(_CV_MAX) - cvs[-1]) / (cvs[-1] - cvs[-2])
     burstier = [
-        [last + further * (last - before) for last, before in zip(*rows, strict=True)]
-        for rows in zip(logits[-1], logits[-2], strict=True)
+        [last * (last / before) ** further for last, before in zip(*rows, strict=True)]
+        for rows in zip(depths[-1], depths[-2], strict=True)
     ]
-    return [*logits, _turned(_least(_turned(burstier)))]
+    return [*depths, _turned(_deepest(_turned(burstier)))]
 
 
-def _least(grid: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Each value, or the least of those that may not be below it: of earlier rows and of later columns."""
+def _row(loads: Sequence[float], late_shares: Sequence[float]) -> list[float]:
+    """Depths by percentile. What the table does not hold, or only as less than it can say, is extrapolated."""
+    depths = [math.log(_CEILING / load) for load in loads]
+    for place in range(2, len(late_shares)):
+        if place >= len(loads) or loads[place] <= FLOOR:
+            before, last = depths[place - 2 : place]
+            low, high, here = late_shares[place - 2 : place + 1]
+            depths[place:] = [last + (last - before) * (here - high) / (high - low)]
+    return depths
+
+
+def _deepest(grid: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Each depth, or the greatest of those that may not be above it: of earlier rows and of later columns."""
     return [
-        [min(min(earlier[column:]) for earlier in grid[: row + 1]) for column in range(len(grid[row]))]
+        [max(max(earlier[column:]) for earlier in grid[: row + 1]) for column in range(len(grid[row]))]
         for row in range(len(grid))
     ]
 

@@ -31,10 +31,29 @@ class Cluster:
         self.cpu_cores = np.repeat(np.array([k.cpu_cores for k in task.classes], dtype=np.int64), sizes)
         self.memory_bytes = np.repeat(np.array([k.memory_bytes for k in task.classes], dtype=np.int64), sizes)
         self.gpu_memory = np.repeat(np.array(gpus, dtype=np.int64).reshape(len(sizes), slots), sizes, axis=0)
-        self.gpu_percent = np.where(self.gpu_memory >= 0, 100, 0)
+        self._has_gpu = self.gpu_memory >= 0
+        self.gpu_percent = np.where(self._has_gpu, 100, 0)
         self.instances = np.zeros(len(self.servers), dtype=np.int64)
-        for placement in placed:
-            self.take(placement)
+        self._take_all(list(placed))
+
+    def _take_all(self, placed: list[Placement]) -> None:
+        if not placed:
+            return
+        rows = np.array([self.row[placement.server] for placement in placed])
+        kinds = {id(placement.offer): placement.offer for placement in placed}
+        place = {key: index for index, key in enumerate(kinds)}
+        points = [offer.point for offer in kinds.values()]
+        sizes = np.array(
+            [(p.configuration.cpu_cores, p.memory_bytes, p.configuration.gpu_percent, p.gpu_memory_bytes) for p in points]
+        )[[place[id(placement.offer)] for placement in placed]]
+        np.add.at(self.instances, rows, 1)
+        np.subtract.at(self.cpu_cores, rows, sizes[:, 0])
+        np.subtract.at(self.memory_bytes, rows, sizes[:, 1])
+        on_gpu = [index for index, placement in enumerate(placed) if placement.gpu is not None]
+        if on_gpu:
+            at = rows[on_gpu], np.array([self.slot(placed[index]) for index in on_gpu])
+            np.subtract.at(self.gpu_percent, at, sizes[on_gpu, 2])
+            np.subtract.at(self.gpu_memory, at, sizes[on_gpu, 3])
 
     def slot(self, placement: Placement) -> int:
         """The GPU slot of a placement on its server."""
@@ -67,15 +86,12 @@ class Cluster:
             self.gpu_percent[row, slot] -= sign * point.configuration.gpu_percent
             self.gpu_memory[row, slot] -= sign * point.gpu_memory_bytes
 
-    def overdrawn(self, row: int) -> bool:
-        """Whether a server holds more than it has."""
-        gpus = len(self.servers[row].gpus)
-        return bool(
-            self.cpu_cores[row] < 0
-            or self.memory_bytes[row] < 0
-            or (self.gpu_percent[row, :gpus] < 0).any()
-            or (self.gpu_memory[row, :gpus] < 0).any()
-        )
+    def overdrawn(self) -> list[int]:
+        """Rows of the servers that hold more than they have."""
+        over = (self.cpu_cores < 0) | (self.memory_bytes < 0)
+        if self.gpu_percent.shape[1]:
+            over |= (self.gpu_percent < 0).any(axis=1) | ((self.gpu_memory < 0) & self._has_gpu).any(axis=1)
+        return [int(row) for row in np.flatnonzero(over)]
 
     def slot_for(self, offer: Offer, row: int) -> int | None:
         """Where one more instance of an offer has room on a server: of its GPUs the fullest one, `NOWHERE` without GPU.

@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from infless_core.model import Configuration
 from infless_scheduler.knapsack import Item, Knapsack, undominated
 from infless_scheduler.milp import ElasticRow, GrowingProgram, Sense
-from infless_scheduler.placement import Offer, Task
+from infless_scheduler.placement import Offer, Placement, Prices, Task, missing_instances, unserved_rps
 
 _NEGLIGIBLE_COST = 1e-9
 """Share of the total cost below which a pattern does not improve the mix."""
@@ -81,6 +83,15 @@ def _goods(task: Task, kind: int, runs: Set[tuple[str, Configuration]]) -> Goods
         knapsack=knapsack.only(chosen),
         index={(id_, offer.configuration): place for place, (id_, offer) in enumerate(offers)},
     )
+
+
+def offers_worth_having(task: Task, goods: tuple[Goods, ...]) -> dict[str, tuple[tuple[Offer, ...], ...]]:
+    """By function, for each class: offers that no other one beats, which needs no more and bears as high a rate."""
+    found: dict[str, list[list[Offer]]] = {function: [[] for _ in goods] for function in task.functions}
+    for kind, here in enumerate(goods):
+        for function, offer in here.offers:
+            found[function][kind].append(offer)
+    return {function: tuple(tuple(offers) for offers in kinds) for function, kinds in found.items()}
 
 
 def _item(offer: Offer) -> Item:
@@ -154,6 +165,13 @@ class Master:
             first += len(counted)
         return [*terms, (first + pattern.kind, 1.0)] if functions else terms
 
+    def lack_cost(self, placements: Sequence[Placement]) -> float:
+        """What the program charges for what placements leave undone."""
+        names = {function: index for index, function in enumerate(self.task.functions)}
+        unserved = unserved_rps(self.task, placements)
+        rates = [self.lack_costs[names[f]] * rps / self.task.functions[f].rate_rps for f, rps in unserved.items()]
+        return math.fsum(rates) + self._instance_cost * sum(missing_instances(self.task, placements).values())
+
     def solve(self) -> bool:
         """Find the best mix of the patterns known; False when the solver library fails."""
         return self._program.solve()
@@ -186,24 +204,31 @@ class Master:
         constant = sum(dual * limit for dual, limit in zip(duals[:first], self._limits[:first], strict=True))
         return Worth(request, instance, constant, np.minimum(np.array(duals[first:]), 0.0))
 
-    def bound(self, worth: Worth, best: Sequence[float]) -> float:
-        """No mix of any patterns, known or not, costs less.
+    def prices(self, worth: Worth, best: Sequence[float]) -> Prices:
+        """What the duals prove, scaled down by the factor with which they prove most.
 
         Args:
-            worth: from the duals; scaled down by any factor it still proves something, and the best factor is taken.
+            worth: from the duals; scaled down by any factor it still proves something (Farley 1990).
             best: an upper bound on what a server of each class can be filled with, at this worth.
         """
         numbers = [len(kind.servers) for kind in self.task.classes]
+
+        def proven(factor: float) -> float:
+            excess = [n * max(0.0, factor * v - c) for n, v, c in zip(numbers, best, self._costs, strict=True)]
+            return factor * worth.constant - math.fsum(excess)
+
         breaks = [cost / value for cost, value in zip(self._costs, best, strict=True) if value > cost > 0]
-        return max(
-            factor * worth.constant
-            - sum(n * max(0.0, factor * v - c) for n, v, c in zip(numbers, best, self._costs, strict=True))
-            for factor in (1.0, *breaks)
+        factor = max((1.0, *breaks), key=proven)
+        functions = list(self.task.functions.values())
+        each = [(w / f.rate_rps if f.rate_rps > 0 else 0.0) for f, w in zip(functions, worth.request, strict=True)]
+        return Prices(
+            request={f.id: factor * float(price) for f, price in zip(functions, each, strict=True)},
+            instance={f.id: factor * float(price) for f, price in zip(functions, worth.instance, strict=True)},
+            fill=tuple(factor * value for value in best),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Worth:
+class Worth(NamedTuple):
     """What the duals of a mix say."""
 
     request: NDArray[np.float64]
@@ -223,6 +248,8 @@ class Mixed:
     bound: float
     """On cost and lack together."""
     rounds: int
+    prices: Prices | None = None
+    """What proves the bound."""
 
 
 def start(master: Master) -> None:
@@ -231,7 +258,7 @@ def start(master: Master) -> None:
         for function in range(len(master.task.functions)):
             values = np.where(goods.function == function, goods.share + _NEGLIGIBLE_COST, 0.0)
             if values.any():
-                master.add(_pattern(master, kind, goods, goods.knapsack.fill(values).best().items, values))
+                master.add(_pattern(master, kind, goods, goods.knapsack.fill(values).best(), values))
 
 
 def generate(
@@ -245,40 +272,64 @@ def generate(
         out_of_time: asked before each round.
         rounds_max: guard against endless tails.
     """
-    bound = 0.0
-    for number in range(rounds_max):
+    proof = Mixed(bound=0.0, rounds=0)
+    for number in range(1, rounds_max + 1):
         if not master.solve():
-            return Mixed(bound=bound, rounds=number)
-        worth = master.worth()
-        best, added = [], 0
+            return proof
+        worth, best, added = master.worth(), [], 0
         for kind, goods in enumerate(master.goods):
             value, patterns = _improving(master, kind, goods, worth)
             best.append(value)
             added += sum(master.add(pattern) for pattern in patterns)
-        bound = max(bound, master.bound(worth, best))
-        if not added or master.cost <= bound * (1 + gap) + _NEGLIGIBLE_COST or out_of_time():
-            return Mixed(bound=bound, rounds=number + 1)
-    return Mixed(bound=bound, rounds=rounds_max)
+        prices = master.prices(worth, best)
+        bound = price_bound(master.task, prices)
+        proof = Mixed(bound=bound, rounds=number, prices=prices) if bound >= proof.bound else replace(proof, rounds=number)
+        if not added or master.cost <= proof.bound * (1 + gap) + _NEGLIGIBLE_COST or out_of_time():
+            break
+    return proof
+
+
+def price_bound(task: Task, prices: Prices) -> float:
+    """What prices prove of a task, if they were found for the same classes and offers: no mix of patterns, known or
+    not, has a lower cost and lack together. (Functions that have no price count as worth nothing.)"""
+    beta = task.problem.beta
+    if any(price < 0 and id_ in task.functions and task.functions[id_].instances_max is None
+           for id_, price in prices.instance.items()):  # fmt: skip
+        return 0.0  # they were found under a limit that is gone
+    constant = math.fsum(
+        prices.request.get(id_, 0.0) * f.rate_rps
+        + max(0.0, prices.instance.get(id_, 0.0)) * f.instances_min
+        + min(0.0, prices.instance.get(id_, 0.0)) * (f.instances_max or 0)
+        for id_, f in task.functions.items()
+    )
+    surplus = math.fsum(
+        len(kind.servers) * max(0.0, fill - kind.cost(beta))
+        for kind, fill in zip(task.classes, prices.fill, strict=True)
+    )
+    return constant - surplus
 
 
 def _improving(master: Master, kind: int, goods: Goods, worth: Worth) -> tuple[float, list[Pattern]]:
-    """The most that a server of a class can be worth, and fillings worth more than they cost: for each function the
-    best one that has it."""
+    """The most that a server of a class can be worth, and fillings that improve the mix.
+
+    The first is the best one; each further one is the best without the functions of those before it. The optimum needs
+    about as many patterns as there are functions, and this way a round finds some for all of them.
+    """
     if not goods.offers:
         return 0.0, []
-    values = goods.share * worth.request[goods.function] + worth.instance[goods.function]
-    filling = goods.knapsack.fill(values)
     cost = master.task.classes[kind].cost(master.task.problem.beta) - float(worth.server[kind])
     threshold = cost + _NEGLIGIBLE_COST * max(1.0, master.cost)
-    patterns = []
-    if filling.value > threshold:
-        holding = filling.holding_values()
-        order = np.lexsort((-holding, goods.function))
-        firsts = order[np.unique(goods.function[order], return_index=True)[1]]
-        for item in firsts.tolist():
-            if holding[item] > threshold:
-                patterns.append(_pattern(master, kind, goods, filling.holding(item).items, values))
-    return filling.value, patterns
+    values = goods.share * worth.request[goods.function] + worth.instance[goods.function]
+    patterns: list[Pattern] = []
+    most, filling = None, goods.knapsack.fill(values)
+    while filling.value > threshold:
+        most = filling.value if most is None else most
+        pattern = _pattern(master, kind, goods, filling.best(), values)
+        patterns.append(pattern)
+        used = goods.function[[item for item, _ in pattern.items]]
+        values = np.where(np.isin(goods.function, used), 0.0, values)
+        filling = goods.knapsack.fill(values)
+    return filling.value if most is None else most, patterns
 
 
 def _pattern(

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from infless_core.model import Configuration
+from infless_core.model import Configuration, FunctionDemand
 from infless_scheduler.cluster import Cluster
 from infless_scheduler.placement import NEGLIGIBLE, Offer, Placement, Task, capacity_rps, counts, lack, objective
 
@@ -32,6 +32,7 @@ def greedy(
     placed: tuple[Placement, ...] = (),
     *,
     core_worth: float | None = None,
+    cluster: Cluster | None = None,
     open_servers: bool = True,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> tuple[Placement, ...]:
@@ -41,22 +42,29 @@ def greedy(
         task: what to place.
         placed: instances that are there already and stay; they come first in the answer.
         core_worth: what the score counts a core in GPU percent; the problem's beta, as in the paper, by default.
+        cluster: with `placed` on it, where the caller has one; what is placed is added to it.
         open_servers: whether servers on which nothing is placed yet may be used.
         out_of_time: asked before each function; the rest is then left unserved.
     """
-    cluster = Cluster(task, placed)
+    cluster = cluster or Cluster(task, placed)
     worth = task.problem.beta if core_worth is None else core_worth
     placements = list(placed)
     capacity, number = capacity_rps(placed), counts(placed)
     for id_, function in task.functions.items():
         if out_of_time():
             break
-        run = _Run(cluster, id_, worth, open_servers=open_servers)
+        if not _lacks(function, capacity.get(id_, 0.0), number[id_]):
+            continue
+        run = Run(cluster, id_, task.offers[id_], worth, open_servers=open_servers)
         room = None if function.instances_max is None else function.instances_max - number[id_]
         placements += run.serve(function.rate_rps - capacity.get(id_, 0.0), room)
         have = number[id_] + len(run.placements)
         placements += run.add(function.instances_min - have)
     return tuple(placements)
+
+
+def _lacks(function: FunctionDemand, capacity_rps: float, number: int) -> bool:
+    return function.rate_rps - capacity_rps > NEGLIGIBLE * function.rate_rps or number < function.instances_min
 
 
 def better_greedy(task: Task, out_of_time: Callable[[], bool] = lambda: False) -> tuple[Placement, ...]:
@@ -73,18 +81,25 @@ def better_greedy(task: Task, out_of_time: Callable[[], bool] = lambda: False) -
     return min(both, key=lambda placements: (lack(task, placements), objective(task, placements)))
 
 
-class _Run:
+class Run:
     """The placing of one function."""
 
-    def __init__(self, cluster: Cluster, function: str, worth: float, *, open_servers: bool) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        function: str,
+        offers: tuple[tuple[Offer, ...], ...],
+        worth: float,
+        *,
+        open_servers: bool,
+    ) -> None:
         self.placements: list[Placement] = []
         self._cluster = cluster
         self._function = function
         self._worth = worth
         self._open = open_servers
-        here = cluster.task.offers[function]
-        self._configurations = sorted({offer.configuration for offers in here for offer in offers})
-        self._offers = [{offer.configuration: offer for offer in offers} for offers in here]
+        self._configurations = sorted({offer.configuration for here in offers for offer in here})
+        self._offers = [{offer.configuration: offer for offer in here} for here in offers]
         self._running: dict[Configuration, list[int]] = {c: [] for c in self._configurations}
         for r in cluster.task.problem.running:
             if r.function == function and r.configuration in self._running and r.server in cluster.row:

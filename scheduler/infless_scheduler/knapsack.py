@@ -1,8 +1,7 @@
 """What one server is filled with when every instance is worth something: the pricing problem of column generation.
 
 A server is several bins at once: cores and memory for all, and each GPU with its percent and its memory. A table over
-all states of a bin gives the best filling, and as a by-product the best filling that holds any given item, which is what
-makes column generation take few rounds. Cores and percent are counted exactly. Memory is left out where the best filling
+all states of a bin gives the best filling (dynamic programming). Cores and percent are counted exactly. Memory is left out where the best filling
 by memory does not exceed it, else counted in granules rounded down: then the value is an upper bound that a real filling
 may miss, and `exact` is false.
 """
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_STATES = 20_000
+_STATES = 40000
 """States of one bin that a table may have: some hundred array operations on it take a few milliseconds."""
 
 
@@ -167,20 +166,11 @@ def undominated(sizes: NDArray[Any], values: Floats, chosen: NDArray[np.bool_]) 
     return kept[:count]
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """What a server is filled with: `(item, GPU slot or None)`, and what it is worth."""
-
-    value: float
-    items: tuple[tuple[int, int | None], ...]
-
-
 class Filling:
-    """The best filling of one server for one set of values, and the best ones that hold a given item."""
+    """The best filling of one server for one set of values."""
 
     def __init__(self, grid: _Grid, values: Floats, on_gpu: NDArray[np.bool_]) -> None:
         self._grid = grid
-        self._values = values
         self._plain = _Bin(grid, values, ~on_gpu, on_gpu=False)
         self._gpu = _Bin(grid, values, on_gpu, on_gpu=True) if grid.gpu_memory else self._plain
         self._joint = [self._plain.table[:, :, 0, 0]]
@@ -193,73 +183,25 @@ class Filling:
         """Of the best filling."""
         return float(self._joint[-1][-1, -1])
 
-    def best(self) -> Packed:
-        """The best filling."""
-        return Packed(self.value, self._trace(len(self._grid.gpu_memory), self._grid.cpu_cores, self._grid.memory))
-
-    def holding_values(self) -> Floats:
-        """For each item the value of the best filling that has it, on the last GPU if it needs one; -inf without one."""
-        best: dict[tuple[int, ...], float] = {}
-        found = np.empty(len(self._values))
-        for item, size in enumerate(map(tuple, self._grid.sizes.tolist())):
-            if size not in best:
-                left = self._beside(size)
-                best[size] = -math.inf if left is None else self._value(*left)
-            found[item] = best[size]
-        return found + self._values
-
-    def holding(self, item: int) -> Packed:
-        """The best filling with at least one of an item that fits."""
-        left = self._beside(tuple(self._grid.sizes[item].tolist()))
-        if left is None:
-            raise ValueError(f"item {item} does not fit")
-        cores, memory, gpu = left
-        last, worth = len(self._grid.gpu_memory) - 1, float(self._values[item])
-        if gpu is None:
-            rest = self._trace(last + 1, cores, memory)
-            return Packed(worth + self._value(*left), ((item, None), *rest))
-        return Packed(worth + self._value(*left), ((item, last), *self._split(last, cores, memory, gpu)))
-
-    def _beside(self, size: tuple[int, ...]) -> tuple[int, int, tuple[int, int] | None] | None:
-        """What an item leaves of an empty server: cores, memory, and the state of the last GPU if it is on that."""
-        grid = self._grid
-        cores, memory = grid.cpu_cores - size[0], grid.memory - size[1]
-        if cores < 0 or memory < 0:
-            return None
-        if not size[2]:
-            return cores, memory, None
-        if not grid.gpu_memory or size[2] > grid.percent or size[3] > grid.gpu_memory[-1]:
-            return None
-        return cores, memory, (grid.percent - size[2], grid.gpu_memory[-1] - size[3])
-
-    def _value(self, cores: int, memory: int, gpu: tuple[int, int] | None) -> float:
-        if gpu is None:
-            return float(self._joint[-1][cores, memory])
-        return float(self._both(len(self._grid.gpu_memory) - 1, cores, memory, gpu).max())
-
-    def _both(self, slot: int, cores: int, memory: int, gpu: tuple[int, int]) -> Floats:
-        """The best value of one GPU in a state and all before it, by the cores and memory that the GPU's items use."""
-        own: Floats = self._gpu.table[(slice(cores + 1), slice(memory + 1), *gpu)]
-        return own + self._joint[slot][cores::-1, memory::-1]
+    def best(self) -> tuple[tuple[int, int | None], ...]:
+        """The best filling: its items, each with its GPU slot or None."""
+        return self._trace(len(self._grid.gpu_memory), self._grid.cpu_cores, self._grid.memory)
 
     def _empty(self, slot: int) -> tuple[int, int]:
         """Percent and memory of a GPU on which nothing runs."""
         return self._grid.percent, self._grid.gpu_memory[slot]
 
-    def _split(
-        self, slot: int, cores: int, memory: int, gpu: tuple[int, int]
-    ) -> tuple[tuple[int, int | None], ...]:
-        """The items of the best filling of one GPU in a state and all before it."""
-        total = self._both(slot, cores, memory, gpu)
-        used_cores, used_memory = divmod(int(total.argmax()), memory + 1)
-        on_gpu = [(item, slot) for item in self._gpu.trace((used_cores, used_memory, *gpu))]
-        return (*on_gpu, *self._trace(slot, cores - used_cores, memory - used_memory))
-
     def _trace(self, gpus: int, cores: int, memory: int) -> tuple[tuple[int, int | None], ...]:
         """The items of the best filling with so many of the GPUs, cores and so much memory."""
-        if gpus:
-            return self._split(gpus - 1, cores, memory, self._empty(gpus - 1))
-        return tuple((item, None) for item in self._plain.trace((cores, memory, 0, 0)))
+        if not gpus:
+            return tuple((item, None) for item in self._plain.trace((cores, memory, 0, 0)))
+        slot = gpus - 1
+        own = self._gpu.table[(slice(cores + 1), slice(memory + 1), *self._empty(slot))]
+        total = own + self._joint[slot][cores::-1, memory::-1]
+        used_cores, used_memory = divmod(int(total.argmax()), memory + 1)
+        here = self._gpu.trace((used_cores, used_memory, *self._empty(slot)))
+        rest = self._trace(slot, cores - used_cores, memory - used_memory)
+        return (*((item, slot) for item in here), *rest)
 
 
 def _joined(one: Floats, other: Floats) -> Floats:

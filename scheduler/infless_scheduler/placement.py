@@ -55,6 +55,11 @@ class ServerClass:
     servers: tuple[Server, ...]
     """In the order of their ids; the GPUs of each in the order of `gpu_memory_bytes`."""
 
+    @property
+    def size(self) -> tuple[object, ...]:
+        """What makes servers alike."""
+        return self.cpu_cores, self.memory_bytes, self.gpu_memory_bytes, self.interference
+
     def cost(self, beta: float) -> float:
         """What using one of them counts in the objective."""
         return beta * self.cpu_cores + 100 * len(self.gpu_memory_bytes)
@@ -100,6 +105,22 @@ class SolverStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """What a proof says everything is worth; it holds for other rates and numbers of servers, too.
+
+    No plan costs less than its requests and instances are worth, less what the servers there are could be filled with
+    beyond their cost.
+    """
+
+    request: Mapping[str, float]
+    """Of one request a second of each function."""
+    instance: Mapping[str, float]
+    """Of one instance of each function, beside its requests."""
+    fill: tuple[float, ...]
+    """The most that a server of each class can be filled with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
     """What a solver gives back."""
 
@@ -107,6 +128,8 @@ class Solution:
     placements: tuple[Placement, ...] = ()
     bound: float = 0.0
     """No plan that serves as much can have a lower objective."""
+    prices: Prices | None = None
+    """Where the solver has found some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,13 +155,22 @@ class Task:
         least = LEAST_WEIGHT * max(wanted.values(), default=0.0)
         return {function: max(rate_rps, least) for function, rate_rps in wanted.items()}
 
+    def alike(self, classes: tuple[ServerClass, ...]) -> bool:
+        """Whether the classes are the same ones, whatever servers they have."""
+        return [kind.size for kind in self.classes] == [kind.size for kind in classes]
+
     def class_of(self) -> dict[str, int]:
         """The index of each server's class; draining servers have none."""
         return {server.id: index for index, kind in enumerate(self.classes) for server in kind.servers}
 
 
-def task_of(problem: Problem) -> Task:
-    """Order everything by id and find each function's offers: within its target, and for some class of servers."""
+def task_of(problem: Problem, before: Task | None = None) -> Task:
+    """Order everything by id and find each function's offers: within its target, and for some class of servers.
+
+    Args:
+        problem: in any order.
+        before: an earlier task; offers of functions and classes that are as they were are taken over.
+    """
     ordered = replace(
         problem,
         servers=tuple(sorted(problem.servers, key=lambda server: server.id)),
@@ -146,13 +178,30 @@ def task_of(problem: Problem) -> Task:
         running=tuple(sorted(problem.running, key=lambda running: running.id)),
     )
     classes = _classes(ordered)
-    offers = {function.id: _offers(function, classes) for function in ordered.functions}
+    known = _still_true(before, ordered.functions, classes)
+    offers = {f.id: known[f.id] if f.id in known else _offers(f, classes) for f in ordered.functions}
     functions = {
         function.id: function
         for function in ordered.functions
         if (function.rate_rps > 0 or function.instances_min) and any(offers[function.id])
     }
     return Task(problem=ordered, functions=functions, classes=classes, offers=offers)
+
+
+def _still_true(
+    before: Task | None, functions: tuple[FunctionDemand, ...], classes: tuple[ServerClass, ...]
+) -> dict[str, tuple[tuple[Offer, ...], ...]]:
+    """Offers of an earlier task, of the functions that are as they were but for what they want."""
+    if before is None or not before.alike(classes):
+        return {}
+    old = {function.id: function for function in before.problem.functions}
+    return {f.id: before.offers[f.id] for f in functions if f.id in old and same_speed(f, old[f.id])}
+
+
+def same_speed(one: FunctionDemand, other: FunctionDemand) -> bool:
+    """Whether two demands differ in nothing but their rate and the number of instances."""
+    wants = {"rate_rps": 0.0, "instances_min": 0, "instances_max": None}
+    return one is other or replace(one, **wants) == replace(other, **wants)
 
 
 def interference_of(problem: Problem, server: Server) -> Interference:
@@ -187,7 +236,7 @@ def _classes(problem: Problem) -> tuple[ServerClass, ...]:
             interference=interference_of(problem, servers[0]),
             servers=tuple(servers),
         )
-        for servers in groups.values()
+        for _, servers in sorted(groups.items(), key=lambda group: group[1][0].id)
     )
 
 
@@ -203,6 +252,25 @@ def _offers(function: FunctionDemand, classes: tuple[ServerClass, ...]) -> tuple
             here = tuple(Offer(point=p, window=w) for p, w in feasible_points(function, kind.slowdown))
         found.append(tuple(offer for offer in here if kind.fits(offer.point)))
     return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What one plan leaves for the next: offers and prices that are as true then, where nothing but rates changed."""
+
+    task: Task
+    prices: Prices | None
+
+    def prices_for(self, task: Task) -> Prices | None:
+        """The prices as far as they hold for a task made with `task_of(problem, memory.task)`."""
+        if self.prices is None or not task.alike(self.task.classes) or task.problem.beta != self.task.problem.beta:
+            return None
+        same = {id_ for id_ in task.functions if self.task.offers.get(id_) is task.offers[id_]}
+        return Prices(
+            request={id_: price for id_, price in self.prices.request.items() if id_ in same},
+            instance={id_: price for id_, price in self.prices.instance.items() if id_ in same},
+            fill=self.prices.fill,
+        )
 
 
 def server_cost(server: Server, beta: float) -> float:

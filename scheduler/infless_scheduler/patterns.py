@@ -1,0 +1,186 @@
+"""The planner for large problems: the best mix of server fillings, rounded to whole servers.
+
+Column generation (`columns`) gives the mix and the proven bound; rounding costs a fraction of a server for each function,
+whatever the size of the problem, so the larger it is the smaller is the gap. What runs is left as it is, but for what
+must change, while that is near enough to the bound; else a new mix is seated where most of it runs already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from infless_core.clock import Clock
+from infless_scheduler.cluster import Cluster
+from infless_scheduler.columns import Goods, Master, Pattern, generate, goods_of, offers_worth_having, price_bound, start
+from infless_scheduler.consolidate import consolidated, lightened
+from infless_scheduler.greedy import greedy
+from infless_scheduler.placement import (
+    NEGLIGIBLE,
+    Placement,
+    Prices,
+    Solution,
+    SolverStatus,
+    Task,
+    capacity_rps,
+    counts,
+    lack,
+    objective,
+    trimmed,
+    whole_servers,
+)
+from infless_scheduler.repair import fitted, released, running_placements, touched
+from infless_scheduler.seats import Seat, seated
+
+STAY_GAP = 0.02
+"""What runs is left alone while its objective is proven to be no more than this above the best one: moving instances
+costs answers now, the gain is small and the next change of a rate may undo it."""
+_GAP = 0.003
+"""Of the mix to its own bound: rounding costs more than what a closer mix would gain."""
+_MIX_SHARE, _ROUND_SHARE, _FILL_SHARE, _EMPTY_SHARE = 0.6, 0.8, 0.9, 0.95
+"""Of the time limit, when each step has to end."""
+_WHOLE = 1e-6
+
+
+def solve_by_patterns(task: Task, *, time_limit_s: float, clock: Clock, prices: Prices | None = None) -> Solution:
+    """Plan on from what runs where that is near enough to the bound, from scratch where it is not.
+
+    Args:
+        task: what to place.
+        time_limit_s: the mix is cut off at a part of it, and so are the later steps; what is then missing is placed
+            greedily, and the bound is what was proven by then.
+        clock: measures it.
+        prices: from an earlier plan; with them what runs can be judged without finding a mix.
+    """
+    begun_s = clock.now_s()
+
+    def later_than(share: float) -> Callable[[], bool]:
+        return lambda: clock.now_s() - begun_s > share * time_limit_s
+
+    if not task.problem.running:
+        return _from_scratch(task, later_than)
+    proven = 0.0 if prices is None else price_bound(task, prices)
+    carried_on = _carried_on(task, proven, later_than)
+    bound = _bound(task, proven, carried_on)
+    if _near(task, carried_on, bound):
+        return Solution(status=SolverStatus.FEASIBLE, placements=carried_on, bound=bound, prices=prices)
+    fresh = _from_scratch(task, later_than)
+    bound = max(0.0, fresh.bound) if lack(task, carried_on) <= lack(task, fresh.placements) + _WHOLE else 0.0
+    if _near(task, carried_on, bound) or not _pays(task, fresh.placements, carried_on):
+        return replace(fresh, placements=carried_on, bound=min(bound, objective(task, carried_on)))
+    return fresh
+
+
+def _near(task: Task, placements: tuple[Placement, ...], bound: float) -> bool:
+    return objective(task, placements) <= bound * (1 + STAY_GAP)
+
+
+def _pays(task: Task, fresh: tuple[Placement, ...], carried_on: tuple[Placement, ...]) -> bool:
+    """Whether a new plan serves more, or is worth what it costs to get there."""
+    more = lack(task, carried_on) - lack(task, fresh)
+    if abs(more) > _WHOLE * max(1.0, lack(task, carried_on)):
+        return more > 0
+    churn = task.problem.churn_cost * (touched(task, fresh) - touched(task, carried_on))
+    return objective(task, fresh) + churn < objective(task, carried_on) * (1 - 1e-9)
+
+
+def _from_scratch(task: Task, later_than: Callable[[float], Callable[[], bool]]) -> Solution:
+    goods = goods_of(task)
+    master = Master(task, goods)
+    start(master)
+    mixed = generate(master, gap=_GAP, out_of_time=later_than(_MIX_SHARE))
+    uses = _rounded(master, later_than(_ROUND_SHARE))
+    placements = trimmed(task, seated(task, _seats(task, goods, master.patterns, uses)))
+    placements = trimmed(task, greedy(task, placements, out_of_time=later_than(_FILL_SHARE)))
+    offers = offers_worth_having(task, goods)
+    late = later_than(_EMPTY_SHARE)
+    placements = lightened(task, offers, consolidated(task, offers, placements, lambda _: late()))
+    proven = mixed.bound - master.lack_cost(placements)
+    bound = min(whole_servers(task, max(0.0, proven)), objective(task, placements))
+    return Solution(status=SolverStatus.FEASIBLE, placements=placements, bound=bound, prices=mixed.prices)
+
+
+def _bound(task: Task, proven: float, placements: tuple[Placement, ...]) -> float:
+    """What prices prove of plans that lack nothing; 0 if these placements lack something."""
+    return 0.0 if lack(task, placements) else min(whole_servers(task, max(0.0, proven)), objective(task, placements))
+
+
+def _carried_on(task: Task, proven: float, later_than: Callable[[float], Callable[[], bool]]) -> tuple[Placement, ...]:
+    """What runs, less what is not needed; what is missing goes where there is room, then on servers not in use.
+
+    Servers that hold little are emptied into the others until the objective is near what is proven, as long as a server
+    saves more than the churn of moving what is on it.
+    """
+    running = running_placements(task)
+    cluster = Cluster(task, running)
+    kept = released(task, fitted(task, running, cluster), cluster)
+    placements = greedy(task, kept, cluster=cluster, open_servers=False, out_of_time=later_than(_MIX_SHARE))
+    rest = _rest(task, placements)
+    if rest.functions:
+        added = _from_scratch(rest, later_than).placements
+        for placement in added:
+            cluster.take(placement)
+        placements = greedy(task, placements + added, cluster=cluster, out_of_time=later_than(_FILL_SHARE))
+    placements = trimmed(task, placements)
+    worth_it = objective(task, placements) - proven * (1 + STAY_GAP)
+    if proven <= 0 or worth_it <= 0 or lack(task, placements):
+        return placements
+    late = later_than(_EMPTY_SHARE)
+    offers = {function: kinds for function, kinds in task.offers.items() if function in task.functions}
+    return consolidated(task, offers, placements, lambda saved: saved >= worth_it or late())
+
+
+def _rest(task: Task, placed: tuple[Placement, ...]) -> Task:
+    """What is missing, as a task for the servers that are not in use."""
+    used = {placement.server for placement in placed}
+    capacity, number = capacity_rps(placed), counts(placed)
+    functions = {}
+    for id_, function in task.functions.items():
+        rate_rps = function.rate_rps - capacity.get(id_, 0.0)
+        rate_rps = rate_rps if rate_rps > NEGLIGIBLE * function.rate_rps else 0.0
+        most = None if function.instances_max is None else function.instances_max - number[id_]
+        least = max(0, function.instances_min - number[id_])
+        if (rate_rps or least) and (most is None or most >= max(1, least)):
+            functions[id_] = replace(function, rate_rps=rate_rps, instances_min=least, instances_max=most)
+    classes = tuple(
+        replace(kind, servers=tuple(server for server in kind.servers if server.id not in used)) for kind in task.classes
+    )
+    return replace(task, problem=replace(task.problem, running=()), functions=functions, classes=classes)
+
+
+def _rounded(master: Master, out_of_time: Callable[[], bool]) -> Counter[int]:
+    """How often each pattern is used, in whole numbers: the whole part of the mix first, then one pattern after the
+    other of what is left, always the one that the mix uses most, with a new mix in between (diving)."""
+    uses: Counter[int] = Counter()
+    while not out_of_time() and master.solve():
+        mix = master.mix()
+        whole = Counter({index: math.floor(x + _WHOLE) for index, x in enumerate(mix) if x + _WHOLE >= 1})
+        if not whole:
+            largest = max(mix, default=0.0)
+            if largest < _WHOLE:
+                break
+            whole = Counter({mix.index(largest): 1})
+        uses += whole
+        master.use(whole)
+    return uses
+
+
+def _seats(task: Task, goods: tuple[Goods, ...], patterns: Sequence[Pattern], uses: Counter[int]) -> list[Seat]:
+    """The servers to be filled, none more than there are of a class, and no function beyond its maximum."""
+    left = [len(kind.servers) for kind in task.classes]
+    room = {id_: math.inf if f.instances_max is None else f.instances_max for id_, f in task.functions.items()}
+    seats = []
+    for index, times in sorted(uses.items()):
+        pattern = patterns[index]
+        offers = goods[pattern.kind].offers
+        for _ in range(min(times, left[pattern.kind])):
+            left[pattern.kind] -= 1
+            instances = []
+            for item, slot in pattern.items:
+                if room[offers[item][0]] >= 1:
+                    room[offers[item][0]] -= 1
+                    instances.append((*offers[item], slot))
+            seats.append(Seat(pattern.kind, tuple(instances)))
+    return seats

@@ -1,0 +1,94 @@
+"""Planning on from what runs: as few instances as possible are touched.
+
+What runs stays where it still keeps the rules. A function that has too much lets instances go, those first whose servers
+hold least; one that has too little gets more where there is room, then on servers that are not in use.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from infless_scheduler.cluster import Cluster
+from infless_scheduler.placement import Offer, Placement, Task, capacity_rps, counts
+
+
+def running_placements(task: Task) -> tuple[Placement, ...]:
+    """What runs, as placements: without what no longer meets its target, or stands on a server that is being drained."""
+    kinds = task.class_of()
+    known: dict[tuple[str, int], dict[object, Offer]] = {}
+    found = []
+    for running in task.problem.running:
+        kind = kinds.get(running.server)
+        if kind is None or running.function not in task.functions:
+            continue
+        key = running.function, kind
+        if key not in known:
+            known[key] = {offer.configuration: offer for offer in task.offers[running.function][kind]}
+        offer = known[key].get(running.configuration)
+        if offer is not None and (running.gpu is not None) == (running.configuration.gpu_percent > 0):
+            found.append(
+                Placement(function=running.function, server=running.server, gpu=running.gpu, offer=offer)
+            )
+    return tuple(found)
+
+
+def fitted(task: Task, placements: tuple[Placement, ...], cluster: Cluster) -> tuple[Placement, ...]:
+    """The placements that fit (and `cluster` with them alone): of what is too much on a server, the heaviest goes."""
+    full = {cluster.servers[row].id for row in cluster.overdrawn()}
+    if not full:
+        return placements
+    dropped: set[int] = set()
+    beta = task.problem.beta
+    for index in sorted(range(len(placements)), key=lambda i: (-placements[i].offer.weight(beta), i)):
+        server = placements[index].server
+        if server in full:
+            cluster.free(placements[index])
+            dropped.add(index)
+            if cluster.row[server] not in cluster.overdrawn():
+                full.discard(server)
+    return tuple(p for index, p in enumerate(placements) if index not in dropped)
+
+
+def released(task: Task, placements: tuple[Placement, ...], cluster: Cluster) -> tuple[Placement, ...]:
+    """Without what functions do not need, taken first from servers that hold least, so that some become empty."""
+    spare = {f: rate - task.functions[f].rate_rps for f, rate in capacity_rps(placements).items()}
+    number = counts(placements)
+    smallest: dict[str, float] = {}
+    for placement in placements:
+        up_rps = placement.offer.window.up_rps
+        smallest[placement.function] = min(smallest.get(placement.function, up_rps), up_rps)
+    loose = {
+        f
+        for f in spare
+        if spare[f] >= smallest[f] and number[f] > task.functions[f].instances_min
+        or number[f] > (task.functions[f].instances_max or number[f])
+    }
+    if not loose:
+        return placements
+    beta = task.problem.beta
+    held: defaultdict[str, float] = defaultdict(float)
+    for placement in placements:
+        held[placement.server] += placement.offer.weight(beta)
+    gone: set[int] = set()
+    candidates = [index for index, placement in enumerate(placements) if placement.function in loose]
+    for index in sorted(candidates, key=lambda i: (held[placements[i].server], -placements[i].offer.weight(beta), i)):
+        function, up_rps = placements[index].function, placements[index].offer.window.up_rps
+        demand = task.functions[function]
+        too_many = demand.instances_max is not None and number[function] > demand.instances_max
+        if too_many or (up_rps <= spare[function] and number[function] > demand.instances_min):
+            gone.add(index)
+            cluster.free(placements[index])
+            spare[function] -= up_rps
+            number[function] -= 1
+    return tuple(p for index, p in enumerate(placements) if index not in gone)
+
+
+def touched(task: Task, placements: tuple[Placement, ...]) -> int:
+    """How many instances start, stop or are resized when placements take the place of what runs."""
+    now = Counter((r.function, r.server, r.gpu, r.configuration) for r in task.problem.running)
+    then = Counter((p.function, p.server, p.gpu, p.offer.configuration) for p in placements)
+    started, stopped = then - now, now - then
+    places_started = Counter(key[:3] for key in started.elements())
+    places_stopped = Counter(key[:3] for key in stopped.elements())
+    resized = sum((places_started & places_stopped).values())
+    return sum(started.values()) + sum(stopped.values()) - resized

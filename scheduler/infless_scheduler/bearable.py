@@ -163,10 +163,13 @@ def _row(loads: Sequence[float], late_shares: Sequence[float]) -> list[float]:
     """Depths by percentile. What the table does not hold, or only as less than it can say, is extrapolated."""
     depths = [math.log(_CEILING / load) for load in loads]
     for place in range(2, len(late_shares)):
-        if place >= len(loads) or loads[place] <= FLOOR:
-            before, last = depths[place - 2 : place]
-            low, high, here = late_shares[place - 2 : place + 1]
-            depths[place:] = [last + (last - before) * (here - high) / (high - low)]
+        before, last = depths[place - 2 : place]
+        low, high, here = late_shares[place - 2 : place + 1]
+        beyond = last + (last - before) * (here - high) / (high - low)
+        if place == len(depths):
+            depths.append(beyond)
+        elif loads[place] <= FLOOR:
+            depths[place] = max(depths[place], beyond)
     return depths
 
 

@@ -1,4 +1,4 @@
-"""Rate windows: the paper's formula, its edges, and the percentile's approximation."""
+"""Rate windows: the paper's formula, its edges, what a percentile leaves of them, and which points are of use."""
 
 import math
 
@@ -7,16 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infless_core.errors import InvalidInput
+from infless_core.labels import GpuWish
 from infless_core.model import Configuration, FunctionDemand, ProfilePoint
-from infless_scheduler.rates import RateWindow, feasible_points, nearest_target_s, window
+from infless_scheduler.bearable import bearable_load
+from infless_scheduler.rates import RateWindow, feasible_points, fixed_share, nearest_target_s, window
 
 
-def _configuration(batch, cpu_cores=1):
-    return Configuration(batch=batch, cpu_cores=cpu_cores)
+def _configuration(batch, cpu_cores=1, gpu_percent=0):
+    return Configuration(batch=batch, cpu_cores=cpu_cores, gpu_percent=gpu_percent)
 
 
-def _point(batch, exec_s, cpu_cores=1):
-    return ProfilePoint(configuration=_configuration(batch, cpu_cores), exec_s=exec_s)
+def _point(batch, exec_s, cpu_cores=1, gpu_percent=0):
+    return ProfilePoint(configuration=_configuration(batch, cpu_cores, gpu_percent), exec_s=exec_s)
+
+
+def _function(*profile, **changes):
+    known = {"id": "f", "latency_target_s": 0.2, "rate_rps": 1, "max_batch": 32, "profile": profile}
+    return FunctionDemand(**(known | changes))
 
 
 times_s = st.floats(0.0005, 3.0)
@@ -99,9 +106,52 @@ def test_nonsense_window_cannot_be_built(low, up):
 
 def test_feasible_points_are_those_within_target_and_batch_limit():
     """Too large a batch and too slow a point are left out; the rest is in the order of configurations."""
-    profile = (_point(4, 0.05), _point(1, 0.02), _point(2, 0.2), _point(8, 0.05))
-    function = FunctionDemand(id="f", latency_target_s=0.2, rate_rps=1, max_batch=4, profile=profile)
+    function = _function(_point(4, 0.05), _point(1, 0.02), _point(2, 0.2), _point(8, 0.05), max_batch=4)
     assert [p.configuration.batch for p, _ in feasible_points(function)] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"), [(GpuWish.NEVER, [0]), (GpuWish.ALLOW, [0, 30]), (GpuWish.REQUIRE, [30])]
+)
+def test_feasible_points_heed_the_wish_for_a_gpu(wish, expected):
+    """What the function may not use is no point of it."""
+    function = _function(_point(1, 0.02), _point(1, 0.01, gpu_percent=30), gpu=wish)
+    assert [p.configuration.gpu_percent for p, _ in feasible_points(function)] == expected
+
+
+def test_a_slowdown_lengthens_executions_and_not_the_profile():
+    """The window is that of the slower execution; what becomes too slow is left out."""
+    function = _function(_point(1, 0.02), _point(4, 0.08), _point(8, 0.08, cpu_cores=2))
+    factors = {1: 2.0, 4: 1.3, 8: 1.0}
+    found = feasible_points(function, slowdown=lambda configuration: factors[configuration.batch])
+    assert [(p.exec_s, w) for p, w in found] == [(0.02, RateWindow(0, 25)), (0.08, RateWindow(72, 96))]
+
+
+def test_a_percentile_takes_burstiness_and_the_profiles_shape_into_account():
+    """The load that the table bears at the function's CV, and at the share of the time that is fixed."""
+    function = _function(_point(1, 0.04), _point(4, 0.07), latency_percentile=99.0, arrival_cv=2.0)
+    one, four = (rates.up_rps for _, rates in feasible_points(function))
+    assert one == pytest.approx(bearable_load(1, 5.0, 99.0, arrival_cv=2.0) / 0.04)
+    load = bearable_load(4, 0.2 / 0.07, 99.0, arrival_cv=2.0, fixed_share=3 / 7)
+    assert four == pytest.approx(load * 4 / 0.07)
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        ([_point(1, 0.04), _point(4, 0.07)], 3 / 7),
+        ([_point(1, 0.04), _point(2, 0.001), _point(4, 0.07)], 3 / 7),  # the smallest batch is asked, no other
+        ([_point(2, 0.05), _point(4, 0.07)], 3 / 7),
+        ([_point(4, 0.07)], 1.0),
+        ([_point(8, 0.09), _point(4, 0.07)], 1.0),
+        ([_point(1, 0.04, cpu_cores=2), _point(1, 0.04, gpu_percent=10), _point(4, 0.07)], 1.0),
+        ([_point(1, 0.01), _point(4, 0.07)], 0.0),  # slower together than one by one
+        ([_point(1, 0.09), _point(4, 0.07)], 1.0),  # faster together than one alone
+    ],
+)
+def test_fixed_share_is_read_off_the_profile(profile, expected):
+    """A straight line through the smallest batch beside it, kept within 0 and 1; 1 where nothing is known."""
+    assert fixed_share(_point(4, 0.07), profile) == pytest.approx(expected)
 
 
 @settings(deadline=None)

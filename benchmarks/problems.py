@@ -19,8 +19,8 @@ from infless_core.model import Configuration, FunctionDemand, Gpu, Problem, Prof
 GIB = 2**30
 MIB = 2**20
 BATCHES = (1, 2, 4, 8, 16, 32)
-CORES = (1, 2, 4, 8)
-PERCENTS = (0, 10, 20, 30, 50, 100)
+CORES = (2, 4, 8)
+PERCENTS = (0, 10, 20, 30, 40, 50)
 NOISE = 0.03
 """Standard deviation of a point's error."""
 
@@ -92,12 +92,12 @@ def paper_servers(count: int, prefix: str = "s") -> tuple[Server, ...]:
 
 
 def mixed_servers(count: int) -> tuple[Server, ...]:
-    """Three classes: the paper's (half), without GPU but with 48 cores (three tenths), with four larger GPUs."""
-    plain, large = count * 3 // 10, count // 5
+    """Three classes: the paper's (seven tenths), without GPU but with 32 cores (one), with four larger GPUs (two)."""
+    plain, large = count // 10, count // 5
     four = tuple(Gpu(id=f"g{n}", memory_bytes=24 * GIB) for n in range(4))
     return (
         *paper_servers(count - plain - large, "p"),
-        *(Server(id=f"c{n:05}", cpu_cores=48, memory_bytes=192 * GIB, kind="cpu") for n in range(plain)),
+        *(Server(id=f"c{n:05}", cpu_cores=32, memory_bytes=128 * GIB, kind="cpu") for n in range(plain)),
         *(
             Server(id=f"l{n:05}", cpu_cores=32, memory_bytes=256 * GIB, gpus=four, kind="large")
             for n in range(large)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from infless_core.labels import GpuWish
 from infless_core.model import FunctionDemand, PlanAction, PlannedInstance, Running, Server, Unserved
 from infless_core.units import format_duration
-from infless_scheduler.dispatch import dispatch_rates
-from infless_scheduler.placement import Offer, Placement, Task, unserved_rps
-from infless_scheduler.rates import nearest_target_s
+from infless_scheduler.cluster import Cluster
+from infless_scheduler.dispatch import shares
+from infless_scheduler.placement import Offer, Placement, Task, counts, missing_instances, unserved_rps
+from infless_scheduler.rates import RateWindow, nearest_target_s
 
 _Identity = tuple[str, Placement, PlanAction]
 
@@ -22,11 +27,13 @@ def instances_of(task: Task, placements: Iterable[Placement]) -> tuple[PlannedIn
     kept, else one is resized. What is left starts, as `<function>-<n>` with the smallest n that is free.
     """
     identities = sorted(_identities(task, placements), key=lambda identity: identity[0])
+    windows: defaultdict[str, dict[str, RateWindow]] = defaultdict(dict)
+    for id_, placement, _ in identities:
+        windows[placement.function][id_] = placement.offer.window
     rates: dict[str, float] = {}
-    for function in task.problem.functions:
-        windows = {id_: p.offer.window for id_, p, _ in identities if p.function == function.id}
-        served_rps = min(function.rate_rps, math.fsum(w.up_rps for w in windows.values()))
-        rates |= dispatch_rates(windows, served_rps, task.problem.alpha).rates_rps
+    for function, own in windows.items():
+        served_rps = min(task.functions[function].rate_rps, math.fsum(w.up_rps for w in own.values()))
+        rates |= shares(own, served_rps)
     return tuple(
         PlannedInstance(
             id=id_,
@@ -50,22 +57,32 @@ def stopped(task: Task, instances: Iterable[PlannedInstance]) -> tuple[str, ...]
 
 
 def unserved_of(task: Task, placements: tuple[Placement, ...]) -> tuple[Unserved, ...]:
-    """Demand that nothing carries, with the constraint that binds."""
-    missing = unserved_rps(task, placements)
+    """Demand that nothing carries and instances that are missing, with the constraint that binds."""
+    missing, short = unserved_rps(task, placements), missing_instances(task, placements)
+    number = counts(placements)
+    cluster: Cluster | None = None
     unserved = []
     for function in task.problem.functions:
-        if function.rate_rps > 0 and function.id not in task.wanted_rps:
-            reason = _no_offer(function, task.problem.servers)
-            unserved.append(Unserved(function=function.id, rate_rps=function.rate_rps, reason=reason))
-        elif function.id in missing:
-            reason = _no_room(task, function.id, placements)
-            unserved.append(Unserved(function=function.id, rate_rps=missing[function.id], reason=reason))
+        if function.id not in task.functions:
+            if function.rate_rps > 0 or function.instances_min:
+                reason = _no_offer(task, function)
+                unserved.append(Unserved(function=function.id, rate_rps=function.rate_rps, reason=reason))
+        elif function.id in missing or function.id in short:
+            cluster = cluster or Cluster(task, placements)
+            if function.instances_max is not None and number[function.id] >= function.instances_max:
+                reason = f"its limit of {function.instances_max} instances is reached"
+            else:
+                reason = binding_constraint(task, function.id, cluster)
+            if function.id in short:
+                reason = f"{short[function.id]} of at least {function.instances_min} instances are missing: {reason}"
+            rate_rps = missing.get(function.id, 0.0)
+            unserved.append(Unserved(function=function.id, rate_rps=rate_rps, reason=reason))
     return tuple(unserved)
 
 
 def _identities(task: Task, placements: Iterable[Placement]) -> list[_Identity]:
     placed: defaultdict[tuple[str, str, str], list[Placement]] = defaultdict(list)
-    for p in sorted(placements, key=lambda p: p.offer.configuration):
+    for p in placements:
         placed[p.function, p.server, p.gpu or ""].append(p)
     running: defaultdict[tuple[str, str, str], list[Running]] = defaultdict(list)
     for r in task.problem.running:
@@ -73,54 +90,75 @@ def _identities(task: Task, placements: Iterable[Placement]) -> list[_Identity]:
     identities: list[_Identity] = []
     new: list[Placement] = []
     for place in sorted(placed):
-        taken, left = _take_over(placed[place], running[place])
+        taken, left = _take_over(sorted(placed[place], key=_shape), running.get(place, []))
         identities += taken
         new += left
     names = {running.id for running in task.problem.running}
+    last: defaultdict[str, int] = defaultdict(int)
     for placement in new:
-        identities.append((_new_id(placement.function, names), placement, PlanAction.START))
+        number = last[placement.function] + 1
+        while (id_ := f"{placement.function}-{number}") in names:
+            number += 1
+        last[placement.function] = number
+        names.add(id_)
+        identities.append((id_, placement, PlanAction.START))
     return identities
+
+
+def _shape(placement: Placement) -> tuple[int, int, int]:
+    given = placement.offer.configuration
+    return given.batch, given.cpu_cores, given.gpu_percent
 
 
 def _take_over(placed: list[Placement], running: list[Running]) -> tuple[list[_Identity], list[Placement]]:
     """Keep what can be kept first, so that a resize never uses up an instance that already is as wanted."""
-    waiting, free = list(placed), list(running)
+    if not running:
+        return [], placed
+    waiting, free = [], list(running)
     taken: list[_Identity] = []
     for placement in placed:
-        same = next((r for r in free if r.configuration == placement.offer.configuration), None)
-        if same is not None:
-            free.remove(same)
-            waiting.remove(placement)
-            taken.append((same.id, placement, PlanAction.KEEP))
+        wanted = placement.offer.configuration
+        for index, candidate in enumerate(free):
+            if candidate.configuration is wanted or candidate.configuration == wanted:
+                taken.append((free.pop(index).id, placement, PlanAction.KEEP))
+                break
+        else:
+            waiting.append(placement)
     resized = min(len(waiting), len(free))
     taken += [(r.id, p, PlanAction.RESIZE) for r, p in zip(free, waiting[:resized], strict=False)]
     return taken, waiting[resized:]
 
 
-def _new_id(function: str, names: set[str]) -> str:
-    number = 1
-    while (id_ := f"{function}-{number}") in names:
-        number += 1
-    names.add(id_)
-    return id_
-
-
-def _no_offer(function: FunctionDemand, servers: tuple[Server, ...]) -> str:
-    """Why a function has no configuration at all: the profile, the target, or the size of the servers."""
-    points = [point for point in function.profile if point.configuration.batch <= function.max_batch]
-    nearest_s = nearest_target_s(points, function.max_batch)
-    if nearest_s is None:
+def _no_offer(task: Task, function: FunctionDemand) -> str:
+    """Why a function has no configuration at all: the profile, its wishes, the target, or the size of the servers."""
+    batched = [point for point in function.profile if point.configuration.batch <= function.max_batch]
+    if not batched:
         return f"no configuration is profiled with a batch of at most {function.max_batch}"
-    if nearest_s > function.latency_target_s:
+    wish = function.gpu
+    barred = {GpuWish.NEVER: lambda g: g > 0, GpuWish.REQUIRE: lambda g: g == 0}.get(wish, lambda _: False)
+    points = [point for point in batched if not barred(point.configuration.gpu_percent)]
+    if not points:
+        return f"no configuration is profiled {'with' if wish is GpuWish.REQUIRE else 'without'} a GPU (gpu: {wish})"
+    nearest_s = nearest_target_s(points, function.max_batch)
+    if nearest_s is not None and nearest_s > function.latency_target_s:
         fastest = min(points, key=lambda point: (point.exec_s, point.configuration))
         return (
             f"no configuration meets {format_duration(function.latency_target_s)}: fastest is {fastest.configuration}"
             f" at {format_duration(fastest.exec_s)}; nearest feasible target {format_duration(nearest_s)}"
         )
-    return f"no server is large enough: the largest of {len(servers)} has " + _largest(servers)
+    if not task.classes and task.problem.servers:
+        return f"all {len(task.problem.servers)} servers are being drained"
+    staying = [server for server in task.problem.servers if not server.draining]
+    if any(kind.fits(point) for kind in task.classes for point in points if _meets(function, point.exec_s)):
+        return "no server is free enough of interference: on a full one each configuration is too slow for the target"
+    return f"no server is large enough: the largest of {len(staying)} has " + _largest(staying)
 
 
-def _largest(servers: tuple[Server, ...]) -> str:
+def _meets(function: FunctionDemand, exec_s: float) -> bool:
+    return exec_s <= function.latency_target_s
+
+
+def _largest(servers: Sequence[Server]) -> str:
     if not servers:
         return "nothing (there are no servers)"
     cores = max(server.cpu_cores for server in servers)
@@ -128,41 +166,32 @@ def _largest(servers: tuple[Server, ...]) -> str:
     return f"{cores} cpu cores, {max(server.memory_bytes for server in servers)} bytes of memory and {gpus} GPUs"
 
 
-def _no_room(task: Task, function: str, placements: tuple[Placement, ...]) -> str:
+def binding_constraint(task: Task, function: str, cluster: Cluster) -> str:
     """The resources whose lack stops the lightest next instance that comes nearest to fitting somewhere."""
-    lacking = []
-    for server in task.problem.servers:
-        free = _Free(server, placements)
-        lacking += [(free.lacks(offer), offer) for offer in task.offers[function] if offer.fits(server)]
     beta = task.problem.beta
-    names, _ = min(lacking, key=lambda pair: (len(pair[0]), pair[1].weight(beta), pair[0]))
+    best: tuple[int, float, tuple[str, ...]] | None = None
+    for kind, offers in enumerate(task.offers[function]):
+        rows = np.flatnonzero(cluster.kind == kind)
+        for offer in offers if len(rows) else ():
+            lacking = _lacking(cluster, offer, rows)
+            number = sum(lacks.astype(int) for lacks in lacking.values())
+            row = int(np.argmin(number))
+            names = tuple(name for name, lacks in lacking.items() if lacks[row])
+            key = (len(names), offer.weight(beta), names)
+            best = key if best is None or key < best else best
+    names = best[2] if best else ()
     return f"{' and '.join(names)} exhausted" if names else "time limit reached before room was found"
 
 
-class _Free:
-    """What placements leave free on one server."""
-
-    def __init__(self, server: Server, placements: Iterable[Placement]) -> None:
-        here = [p for p in placements if p.server == server.id]
-        self._cores = server.cpu_cores - sum(p.offer.configuration.cpu_cores for p in here)
-        self._memory_bytes = server.memory_bytes - sum(p.offer.point.memory_bytes for p in here)
-        self._gpus: Mapping[str, tuple[int, int]] = {
-            gpu.id: (
-                100 - sum(p.offer.configuration.gpu_percent for p in here if p.gpu == gpu.id),
-                gpu.memory_bytes - sum(p.offer.point.gpu_memory_bytes for p in here if p.gpu == gpu.id),
-            )
-            for gpu in server.gpus
-        }
-
-    def lacks(self, offer: Offer) -> tuple[str, ...]:
-        """Names of the resources that one more instance would overdraw."""
-        lacks = []
-        if offer.configuration.cpu_cores > self._cores:
-            lacks.append("cpu cores")
-        if offer.point.memory_bytes > self._memory_bytes:
-            lacks.append("memory")
-        percent, memory_bytes = offer.configuration.gpu_percent, offer.point.gpu_memory_bytes
-        if percent and not any(percent <= p and memory_bytes <= m for p, m in self._gpus.values()):
-            has_share = any(percent <= p for p, _ in self._gpus.values())
-            lacks.append("GPU memory" if has_share else "GPU share")
-        return tuple(lacks)
+def _lacking(cluster: Cluster, offer: Offer, rows: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """By resource, on which servers one more instance would overdraw it."""
+    lacking = {
+        "cpu cores": cluster.cpu_cores[rows] < offer.configuration.cpu_cores,
+        "memory": cluster.memory_bytes[rows] < offer.point.memory_bytes,
+    }
+    if percent := offer.configuration.gpu_percent:
+        share = cluster.gpu_percent[rows] >= percent
+        both = share & (cluster.gpu_memory[rows] >= offer.point.gpu_memory_bytes)
+        lacking["GPU share"] = ~share.any(axis=1)
+        lacking["GPU memory"] = share.any(axis=1) & ~both.any(axis=1)
+    return lacking

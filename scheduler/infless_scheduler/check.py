@@ -7,12 +7,17 @@ wherever some combination of configurations would meet it, which takes a search 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 
 from infless_core.errors import PlanRejected
+from infless_core.labels import GpuWish
 from infless_core.model import (
+    Configuration,
     FunctionDemand,
+    Interference,
     Plan,
     PlanAction,
     PlannedInstance,
@@ -32,73 +37,118 @@ def check(problem: Problem, plan: Plan) -> None:
     Raises:
         PlanRejected: with every rule that is broken and where.
     """
-    faults = [fault for rule in RULES for fault in rule(problem, plan)]
+    facts = _facts(problem, plan)
+    faults = [fault for rule in RULES for fault in rule(facts)]
     if faults:
         raise PlanRejected(tuple(faults))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """A problem and a plan for it, with what the rules look up."""
+
+    problem: Problem
+    plan: Plan
+    functions: dict[str, FunctionDemand]
+    servers: dict[str, Server]
+    points: list[ProfilePoint | None]
+    """Of each instance of the plan, in their order, the point of its function's profile."""
+    on_server: dict[str, list[tuple[PlannedInstance, ProfilePoint | None]]]
+    of_function: dict[str, list[PlannedInstance]]
+
+
+def _facts(problem: Problem, plan: Plan) -> Facts:
+    profiled = {(f.id, point.configuration): point for f in problem.functions for point in f.profile}
+    points = [profiled.get((instance.function, instance.configuration)) for instance in plan.instances]
+    on_server: defaultdict[str, list[tuple[PlannedInstance, ProfilePoint | None]]] = defaultdict(list)
+    of_function: defaultdict[str, list[PlannedInstance]] = defaultdict(list)
+    for instance, point in zip(plan.instances, points, strict=True):
+        on_server[instance.server].append((instance, point))
+        of_function[instance.function].append(instance)
+    return Facts(
+        problem=problem,
+        plan=plan,
+        functions={function.id: function for function in problem.functions},
+        servers={server.id: server for server in problem.servers},
+        points=points,
+        on_server=dict(on_server),
+        of_function=dict(of_function),
+    )
 
 
 def _differs(one: float, other: float) -> bool:
     return not abs(one - other) <= _RELATIVE * max(1e-3, abs(one), abs(other))
 
 
-def _function(problem: Problem, id_: str) -> FunctionDemand | None:
-    return next((function for function in problem.functions if function.id == id_), None)
-
-
-def _server(problem: Problem, id_: str) -> Server | None:
-    return next((server for server in problem.servers if server.id == id_), None)
-
-
-def _point(problem: Problem, instance: PlannedInstance) -> ProfilePoint | None:
-    function = _function(problem, instance.function)
-    points = function.profile if function is not None else ()
-    return next((point for point in points if point.configuration == instance.configuration), None)
-
-
-def references(problem: Problem, plan: Plan) -> Iterator[str]:
+def references(facts: Facts) -> Iterator[str]:
     """Every id names something that exists, and no instance's id is used twice."""
     seen: set[str] = set()
-    for instance in plan.instances:
+    for instance in facts.plan.instances:
         if instance.id in seen:
             yield f"instance {instance.id}: its id is there twice"
         seen.add(instance.id)
-        if _function(problem, instance.function) is None:
+        if instance.function not in facts.functions:
             yield f"instance {instance.id}: there is no function {instance.function}"
-        server = _server(problem, instance.server)
+        server = facts.servers.get(instance.server)
         if server is None:
             yield f"instance {instance.id}: there is no server {instance.server}"
-        elif instance.gpu is not None and instance.gpu not in {gpu.id for gpu in server.gpus}:
+        elif instance.gpu is not None and all(gpu.id != instance.gpu for gpu in server.gpus):
             yield f"instance {instance.id}: server {server.id} has no GPU {instance.gpu}"
-    for unserved in plan.unserved:
-        if _function(problem, unserved.function) is None:
+    for unserved in facts.plan.unserved:
+        if unserved.function not in facts.functions:
             yield f"unserved: there is no function {unserved.function}"
 
 
-def configurations(problem: Problem, plan: Plan) -> Iterator[str]:
+def configurations(facts: Facts) -> Iterator[str]:
     """Each instance has a profiled configuration within its function's batch limit, and a GPU iff it uses one."""
-    for instance in plan.instances:
+    for instance, point in zip(facts.plan.instances, facts.points, strict=True):
         given = instance.configuration
-        function = _function(problem, instance.function)
+        function = facts.functions.get(instance.function)
         if (instance.gpu is not None) != (given.gpu_percent > 0):
             yield f"instance {instance.id}: {given} on GPU {instance.gpu}; a GPU is given iff its percent is above 0"
-        if function is not None and _point(problem, instance) is None:
+        if function is not None and point is None:
             yield f"instance {instance.id}: {given} is not in the profile of {function.id}"
         if function is not None and given.batch > function.max_batch:
             yield f"instance {instance.id}: batch {given.batch} is above {function.max_batch}"
 
 
-def windows(problem: Problem, plan: Plan) -> Iterator[str]:
+def wishes(facts: Facts) -> Iterator[str]:
+    """GPUs only and always where functions say so, their numbers of instances kept, nothing on servers that drain."""
+    for function in facts.problem.functions:
+        own = facts.of_function.get(function.id, [])
+        on_gpu = sum(instance.gpu is not None for instance in own)
+        if function.gpu is GpuWish.NEVER and on_gpu:
+            yield f"function {function.id}: {on_gpu} instances have a GPU, it must not have one"
+        if function.gpu is GpuWish.REQUIRE and on_gpu < len(own):
+            yield f"function {function.id}: {len(own) - on_gpu} instances have no GPU, it requires one"
+        if function.instances_max is not None and len(own) > function.instances_max:
+            yield f"function {function.id}: {len(own)} instances, at most {function.instances_max} are allowed"
+        told = any(unserved.function == function.id for unserved in facts.plan.unserved)
+        if len(own) < function.instances_min and not told:
+            yield f"function {function.id}: {len(own)} instances, at least {function.instances_min} are wanted"
+    for server in facts.problem.servers:
+        if server.draining and server.id in facts.on_server:
+            yield f"server {server.id}: it is being drained, {len(facts.on_server[server.id])} instances are on it"
+
+
+def windows(facts: Facts) -> Iterator[str]:
     """Each instance meets its function's target, with the window the formula gives (a smaller one for percentiles)."""
-    for instance in plan.instances:
-        function, point = _function(problem, instance.function), _point(problem, instance)
-        if function is None or point is None:
+    formulas: dict[tuple[int, int, int], tuple[float, float] | str] = {}
+    for instance, point in zip(facts.plan.instances, facts.points, strict=True):
+        function = facts.functions.get(instance.function)
+        server = facts.servers.get(instance.server)
+        if function is None or point is None or server is None:
             continue
-        batch = point.configuration.batch
-        exec_s, target_s = Fraction(repr(float(point.exec_s))), Fraction(repr(float(function.latency_target_s)))
-        if _nine(exec_s * (1 if batch == 1 else 2) / target_s) > 1:
-            yield f"instance {instance.id}: {point.exec_s} s per batch cannot meet {function.latency_target_s} s"
+        table = facts.problem.interference if server.interference is None else server.interference
+        # A point is its function's alone, and lives as long as the facts: its identity is a quick key.
+        key = (id(point), id(table), server.cpu_cores)
+        formula = formulas.get(key)
+        if formula is None:
+            formula = formulas[key] = _formula(function, point, _slowdown(table, server, point.configuration))
+        if isinstance(formula, str):
+            yield f"instance {instance.id}: {formula}"
             continue
-        up_rps, low_rps = _formula(batch, exec_s, target_s)
+        up_rps, low_rps = formula
         if instance.rate_up_rps > up_rps * (1 + _RELATIVE):
             yield f"instance {instance.id}: rate_up {instance.rate_up_rps} is above the formula's {up_rps}"
         if function.latency_percentile is None and _differs(instance.rate_up_rps, up_rps):
@@ -114,8 +164,14 @@ def _nine(value: Fraction) -> Fraction:
     return Fraction(round(value * 10**9), 10**9)
 
 
-def _formula(batch: int, exec_s: Fraction, target_s: Fraction) -> tuple[float, float]:
-    """`floor(1/t) * b` and `ceil(1/(T - t)) * b`, without rounding when 1/t is below 1; no lower end for b = 1."""
+def _formula(function: FunctionDemand, point: ProfilePoint, slowdown: float) -> tuple[float, float] | str:
+    """`floor(1/t) * b` and `ceil(1/(T - t)) * b`, without rounding when 1/t is below 1; no lower end for b = 1. A
+    sentence where t is too long for the target."""
+    batch = point.configuration.batch
+    exec_s = Fraction(repr(float(point.exec_s * slowdown)))
+    target_s = Fraction(repr(float(function.latency_target_s)))
+    if _nine(exec_s * (1 if batch == 1 else 2) / target_s) > 1:
+        return f"{float(exec_s)} s per batch cannot meet {function.latency_target_s} s"
     quotient = _nine(1 / exec_s)
     up_rps = math.floor(quotient) * batch if quotient >= 1 else batch / exec_s
     if batch == 1:
@@ -125,45 +181,65 @@ def _formula(batch: int, exec_s: Fraction, target_s: Fraction) -> tuple[float, f
     return float(up_rps), float(low_rps)
 
 
-def capacities(problem: Problem, plan: Plan) -> Iterator[str]:
+def _slowdown(table: Interference, server: Server, given: Configuration) -> float:
+    """What neighbours cost on a full server: by the share of the cores, and of the GPU, that others could hold."""
+    factor = _at(table.cpu, 1 - given.cpu_cores / server.cpu_cores)
+    return factor * _at(table.gpu, 1 - given.gpu_percent / 100) if given.gpu_percent else factor
+
+
+def _at(table: tuple[tuple[float, float], ...], share: float) -> float:
+    below = [pair for pair in table if pair[0] <= share]
+    above = [pair for pair in table if pair[0] > share]
+    if not below or not above:
+        return (below[-1][1] if below else above[0][1]) if table else 1.0
+    (low, at_low), (high, at_high) = below[-1], above[0]
+    part = (share - low) / (high - low)
+    return at_low * (1 - part) + at_high * part
+
+
+def capacities(facts: Facts) -> Iterator[str]:
     """No server's cores or memory, no GPU's 100 percent or memory is exceeded."""
-    for server in problem.servers:
-        here = [instance for instance in plan.instances if instance.server == server.id]
-        points = {instance.id: _point(problem, instance) for instance in here}
-        cores = sum(instance.configuration.cpu_cores for instance in here)
-        memory_bytes = sum(point.memory_bytes for point in points.values() if point)
+    for id_, here in facts.on_server.items():
+        server = facts.servers.get(id_)
+        if server is None:
+            continue
+        cores = sum(instance.configuration.cpu_cores for instance, _ in here)
+        memory_bytes = sum(point.memory_bytes for _, point in here if point is not None)
         if cores > server.cpu_cores:
             yield f"server {server.id}: {cores} cpu cores given, it has {server.cpu_cores}"
         if memory_bytes > server.memory_bytes:
             yield f"server {server.id}: {memory_bytes} bytes of memory given, it has {server.memory_bytes}"
         for gpu in server.gpus:
-            on_gpu = [instance for instance in here if instance.gpu == gpu.id]
-            percent = sum(instance.configuration.gpu_percent for instance in on_gpu)
-            gpu_bytes = sum(point.gpu_memory_bytes for i in on_gpu if (point := points[i.id]))
+            on_gpu = [(instance, point) for instance, point in here if instance.gpu == gpu.id]
+            percent = sum(instance.configuration.gpu_percent for instance, _ in on_gpu)
+            gpu_bytes = sum(point.gpu_memory_bytes for _, point in on_gpu if point is not None)
             if percent > 100:
                 yield f"server {server.id}, GPU {gpu.id}: {percent} percent given"
             if gpu_bytes > gpu.memory_bytes:
                 yield f"server {server.id}, GPU {gpu.id}: {gpu_bytes} bytes given, it has {gpu.memory_bytes}"
 
 
-def rates(problem: Problem, plan: Plan) -> Iterator[str]:
+def rates(facts: Facts) -> Iterator[str]:
     """What instances receive and what is unserved add up to each function's rate."""
-    for function in problem.functions:
-        served = math.fsum(i.rate_rps for i in plan.instances if i.function == function.id)
-        unserved = [u for u in plan.unserved if u.function == function.id]
+    for function in facts.problem.functions:
+        own = facts.of_function.get(function.id, [])
+        served = math.fsum(i.rate_rps for i in own)
+        unserved = [u for u in facts.plan.unserved if u.function == function.id]
         if len(unserved) > 1:
             yield f"function {function.id}: it is unserved twice"
-        if any(not u.rate_rps > 0 or not u.reason for u in unserved):
-            yield f"function {function.id}: its unserved rate must be above 0 and have a reason"
+        if any(u.rate_rps < 0 or not u.reason for u in unserved):
+            yield f"function {function.id}: its unserved rate must not be negative and must have a reason"
+        if any(u.rate_rps == 0 for u in unserved) and len(own) >= function.instances_min:
+            yield f"function {function.id}: it is called unserved but lacks nothing"
         total = served + math.fsum(u.rate_rps for u in unserved)
         if not abs(total - function.rate_rps) <= 2 * _RELATIVE * function.rate_rps:
             yield f"function {function.id}: {total} requests a second in the plan, {function.rate_rps} in the problem"
 
 
-def actions(problem: Problem, plan: Plan) -> Iterator[str]:
+def actions(facts: Facts) -> Iterator[str]:
     """Kept and resized instances run where and as the plan says; the others are new; what is in neither list stops."""
-    running = {r.id: r for r in problem.running}
-    for instance in plan.instances:
+    running = {r.id: r for r in facts.problem.running}
+    for instance in facts.plan.instances:
         now = running.get(instance.id)
         if (now is None) != (instance.action is PlanAction.START):
             yield f"instance {instance.id}: action {instance.action} but it {'does not run' if now is None else 'runs'}"
@@ -173,17 +249,18 @@ def actions(problem: Problem, plan: Plan) -> Iterator[str]:
             yield f"instance {instance.id}: it runs {now.function} on {now.server}, GPU {now.gpu}, and cannot move"
         if (now.configuration == instance.configuration) != (instance.action is PlanAction.KEEP):
             yield f"instance {instance.id}: action {instance.action}, {now.configuration} to {instance.configuration}"
-    planned = {instance.id for instance in plan.instances}
-    if sorted(plan.stop) != sorted(set(running) - planned):
-        yield f"stop {sorted(plan.stop)}: running and not planned are {sorted(set(running) - planned)}"
+    planned = {instance.id for instance in facts.plan.instances}
+    if sorted(facts.plan.stop) != sorted(set(running) - planned):
+        yield f"stop {sorted(facts.plan.stop)}: running and not planned are {sorted(set(running) - planned)}"
 
 
-def totals(problem: Problem, plan: Plan) -> Iterator[str]:
+def totals(facts: Facts) -> Iterator[str]:
     """Objective, servers used, allocated, fragmentation and bound follow from the instances."""
-    used = [s for s in problem.servers if any(i.server == s.id for i in plan.instances)]
-    capacity = math.fsum(problem.beta * s.cpu_cores + 100 * len(s.gpus) for s in used)
+    plan, beta = facts.plan, facts.problem.beta
+    used = [server for id_, server in facts.servers.items() if id_ in facts.on_server]
+    capacity = math.fsum(beta * s.cpu_cores + 100 * len(s.gpus) for s in used)
     given = [i.configuration for i in plan.instances]
-    allocated = math.fsum(problem.beta * c.cpu_cores + c.gpu_percent for c in given)
+    allocated = math.fsum(beta * c.cpu_cores + c.gpu_percent for c in given)
     expected = {
         "objective": (plan.objective, capacity),
         "servers_used": (plan.servers_used, len(used)),
@@ -197,14 +274,14 @@ def totals(problem: Problem, plan: Plan) -> Iterator[str]:
         yield f"bound {plan.bound} is above the objective {plan.objective}"
 
 
-def status(problem: Problem, plan: Plan) -> Iterator[str]:
+def status(facts: Facts) -> Iterator[str]:
     """A plan is infeasible exactly when it serves nothing though something is wanted."""
-    wanted = any(function.rate_rps > 0 for function in problem.functions)
-    if (plan.status is PlanStatus.INFEASIBLE) != (wanted and not plan.instances):
-        yield f"status {plan.status} with {len(plan.instances)} instances"
+    wanted = any(function.rate_rps > 0 or function.instances_min for function in facts.problem.functions)
+    if (facts.plan.status is PlanStatus.INFEASIBLE) != (wanted and not facts.plan.instances):
+        yield f"status {facts.plan.status} with {len(facts.plan.instances)} instances"
 
 
-RULES: tuple[Callable[[Problem, Plan], Iterator[str]], ...] = (
-    references, configurations, windows, capacities, rates, actions, totals, status,
+RULES: tuple[Callable[[Facts], Iterator[str]], ...] = (
+    references, configurations, wishes, windows, capacities, rates, actions, totals, status,
 )  # fmt: skip
 """Every rule; a rule skips what an earlier one already refuses."""

@@ -61,13 +61,15 @@ def dispatch_rates(windows: Mapping[str, RateWindow], rate_rps: float, alpha: fl
     if rate_rps > most_rps:
         rates = {id_: w.up_rps for id_, w in windows.items()}
         return Dispatch(case=DispatchCase.SCALE_OUT, rates_rps=rates, residue_rps=rate_rps - most_rps)
-    rates = _shares(windows, rate_rps, most_rps)
+    rates = shares(windows, rate_rps)
     if rate_rps >= threshold_rps(windows.values(), alpha):
         return Dispatch(case=DispatchCase.STEADY, rates_rps=rates)
     return Dispatch(case=DispatchCase.RELEASE, rates_rps=rates, release=_releasable(windows, rate_rps, alpha))
 
 
-def _shares(windows: Mapping[str, RateWindow], rate_rps: float, most_rps: float) -> dict[str, float]:
+def shares(windows: Mapping[str, RateWindow], rate_rps: float) -> dict[str, float]:
+    """What each instance gets of a rate that is not above R_max."""
+    most_rps = math.fsum(w.up_rps for w in windows.values())
     least_rps = math.fsum(w.low_rps for w in windows.values())
     if rate_rps < least_rps:
         rates = {id_: w.low_rps * (rate_rps / least_rps) for id_, w in windows.items()}

@@ -1,62 +1,44 @@
-"""The exact planner: paper Eq. 2 to 9 as a mixed-integer program, its goals in order. The only user of `mip`.
+"""The exact planner: paper Eq. 2 to 9 as a mixed-integer program, its goals in order.
 
-Each goal is solved with the optima of those before it as limits. Deterministic: one thread, a fixed seed, everything
-in the order of ids; only a run that its time limit cuts off may differ from machine to machine.
+Each goal is solved with the values reached for those before it as limits.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import mip
-
 from infless_core.clock import Clock
 from infless_scheduler.greedy import greedy
-from infless_scheduler.native_output import stdout_to_stderr
+from infless_scheduler.milp import TOLERANCE, Outcome, Row, Sense, Variable, solve_integer
 from infless_scheduler.placement import (
     Placement,
     Solution,
     SolverStatus,
     Task,
+    allocated,
+    lack,
+    missing_weight,
     objective,
     objective_bound,
-    server_cost,
     trimmed,
     unserved_rps,
 )
 from infless_scheduler.program import Program, program_of, running_counts
-
-_SEED = 1
-_TOLERANCE = 1e-6
-
-STATUS: Mapping[mip.OptimizationStatus, SolverStatus] = {
-    mip.OptimizationStatus.OPTIMAL: SolverStatus.OPTIMAL,
-    mip.OptimizationStatus.FEASIBLE: SolverStatus.FEASIBLE,
-    mip.OptimizationStatus.ERROR: SolverStatus.FAILED,
-    mip.OptimizationStatus.INFEASIBLE: SolverStatus.FAILED,
-    mip.OptimizationStatus.UNBOUNDED: SolverStatus.FAILED,
-    mip.OptimizationStatus.INT_INFEASIBLE: SolverStatus.FAILED,
-    mip.OptimizationStatus.NO_SOLUTION_FOUND: SolverStatus.FAILED,
-    mip.OptimizationStatus.LOADED: SolverStatus.FAILED,
-    mip.OptimizationStatus.CUTOFF: SolverStatus.FAILED,
-    mip.OptimizationStatus.INF_OR_UNBD: SolverStatus.FAILED,
-    mip.OptimizationStatus.TRUNCATED: SolverStatus.FAILED,
-    mip.OptimizationStatus.OTHER: SolverStatus.FAILED,
-}
-"""Total: a test holds it against the library's enum. No model of ours is infeasible, as placing nothing is allowed."""
+from infless_scheduler.repair import touched
 
 
 class Goal(StrEnum):
     """What is minimised, in this order."""
 
-    UNSERVED = "unserved"
-    """Requests per second without an instance."""
-    OBJECTIVE = "objective"
-    """Cost of the servers in use (Eq. 2)."""
+    LACK = "lack"
+    """Rates without an instance, and instances below a function's minimum."""
+    COST = "cost"
+    """Of the servers in use (Eq. 2), and of changing what runs where that has a price."""
     OVERSIZED = "oversized"
     """Functions whose rate is below the scale-in threshold of their instances (Eq. 7)."""
     ALLOCATED = "allocated"
@@ -65,11 +47,12 @@ class Goal(StrEnum):
     """Instances that do not stay as they are; a resized one counts less than a new one."""
 
 
-_CAPACITY_GOALS = (Goal.UNSERVED, Goal.OBJECTIVE)
-
+_MAIN_GOALS = (Goal.LACK, Goal.COST)
+POLISH_SHARE = 0.1
+"""Of the time limit, what the goals after the cost may take together: they save no hardware."""
 TIME_SHARE: Mapping[Goal, float] = {
-    Goal.UNSERVED: 0.3,
-    Goal.OBJECTIVE: 0.6,
+    Goal.LACK: 0.3,
+    Goal.COST: 0.9,
     Goal.OVERSIZED: 0.3,
     Goal.ALLOCATED: 0.7,
     Goal.CHANGES: 1.0,
@@ -77,27 +60,9 @@ TIME_SHARE: Mapping[Goal, float] = {
 """Of the time that is left when its turn comes: early goals may not starve the later ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """The solver's objects for one stage."""
-
-    model: mip.Model
-    count: tuple[mip.Var, ...]
-    used: Mapping[str, mip.Var]
-    oversized: Mapping[str, mip.Var]
-    goals: Mapping[Goal, mip.LinExpr]
-
-
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """How one stage ended."""
-
-    status: SolverStatus
-    placements: tuple[Placement, ...]
-    bound: float
-
-
-def solve_exactly(task: Task, incumbent: tuple[Placement, ...], *, time_limit_s: float, clock: Clock) -> Solution:
+def solve_exactly(
+    task: Task, incumbent: tuple[Placement, ...], *, time_limit_s: float, clock: Clock, bound: float = 0.0
+) -> Solution:
     """Solve goal after goal until all are proven or the time is over.
 
     Args:
@@ -105,28 +70,40 @@ def solve_exactly(task: Task, incumbent: tuple[Placement, ...], *, time_limit_s:
         incumbent: a placement that keeps the rules; never worse than it, by the goals in order, is what comes back.
         time_limit_s: for all goals together.
         clock: measures it.
+        bound: on the objective of plans that lack no more than the incumbent, where one is known.
+
+    Returns:
+        Placements, OPTIMAL when nothing serves more and, serving as much, nothing costs less. The later goals are then
+        as good as time allowed.
     """
-    deadline_s = clock.now_s() + time_limit_s
-    narrow, wide = program_of(task, for_capacity=True), program_of(task)
+    begun_s = clock.now_s()
+    programs = {True: program_of(task, for_capacity=True), False: program_of(task)}
     best, proven = incumbent, True
     limits: dict[Goal, float] = {}
-    bound = objective_bound(task, unserved_rps(task, incumbent))
+    known = bound, lack(task, incumbent)
+    bound = max(bound, objective_bound(task, unserved_rps(task, incumbent)))
     for goal in Goal:
+        end_s = begun_s + time_limit_s
+        if goal not in _MAIN_GOALS:
+            end_s = min(end_s, max(clock.now_s(), begun_s) + POLISH_SHARE * time_limit_s)
         value = goal_value(task, goal, best)
-        if value > _least(task, goal, bound) + _TOLERANCE:
-            left_s = (deadline_s - clock.now_s()) * TIME_SHARE[goal]
-            program = narrow if goal in _CAPACITY_GOALS else wide
-            stage = _solve(program, goal, limits, best, left_s)
-            if stage.status is not SolverStatus.FAILED and _no_worse(task, stage.placements, {**limits, goal: value}):
-                best = stage.placements
+        if value > _least(task, goal, bound) + TOLERANCE:
+            narrow = goal is Goal.LACK or (goal is Goal.COST and not task.problem.churn_cost)
+            stage = _solve(programs[narrow], goal, limits, best, (end_s - clock.now_s()) * TIME_SHARE[goal])
+            placements = _placements(programs[narrow], stage)
+            if stage.status is not SolverStatus.FAILED and _no_worse(task, placements, {**limits, goal: value}):
+                best = placements
             value = goal_value(task, goal, best)
-            proven = proven and stage.status is SolverStatus.OPTIMAL
-            if goal is Goal.OBJECTIVE:
+            if goal in _MAIN_GOALS:
+                proven = proven and stage.status is SolverStatus.OPTIMAL
+            if goal is Goal.COST and not task.problem.churn_cost:
                 bound = max(bound, min(stage.bound, value))
-        if goal is Goal.UNSERVED:
+        if goal is Goal.LACK:
             best = greedy(task, best)
             value = goal_value(task, goal, best)
             bound = objective_bound(task, unserved_rps(task, best))
+            if abs(value - known[1]) <= TOLERANCE:
+                bound = max(bound, known[0])
         limits[goal] = value
     best = trimmed(task, best)
     status = SolverStatus.OPTIMAL if proven else SolverStatus.FEASIBLE
@@ -135,26 +112,27 @@ def solve_exactly(task: Task, incumbent: tuple[Placement, ...], *, time_limit_s:
 
 def goal_value(task: Task, goal: Goal, placements: tuple[Placement, ...]) -> float:
     """What the placements achieve for a goal, counted from them and not from a solver's variables."""
-    if goal is Goal.UNSERVED:
-        return math.fsum(unserved_rps(task, placements).values())
-    if goal is Goal.OBJECTIVE:
-        return objective(task, placements)
+    if goal is Goal.LACK:
+        return lack(task, placements)
+    if goal is Goal.COST:
+        churn_cost = task.problem.churn_cost
+        return objective(task, placements) + (churn_cost * touched(task, placements) if churn_cost else 0.0)
     if goal is Goal.OVERSIZED:
         return float(len(_oversized(task, placements)))
     if goal is Goal.ALLOCATED:
-        return math.fsum(placement.offer.weight(task.problem.beta) for placement in placements)
+        return allocated(task, placements)
     kept, matched = _kept_and_matched(task, placements)
     return -float(kept * _keep_weight(task) + matched)
 
 
 def _no_worse(task: Task, placements: tuple[Placement, ...], limits: Mapping[Goal, float]) -> bool:
     """Whether a solver's answer, rounded to whole instances, still keeps what was reached."""
-    return all(goal_value(task, goal, placements) <= limit + _TOLERANCE for goal, limit in limits.items())
+    return all(goal_value(task, goal, placements) <= limit + TOLERANCE for goal, limit in limits.items())
 
 
 def _least(task: Task, goal: Goal, bound: float) -> float:
     """A value that no plan can beat, known without solving."""
-    if goal is Goal.OBJECTIVE:
+    if goal is Goal.COST:
         return bound
     if goal is Goal.CHANGES:
         running = len(task.problem.running)
@@ -168,7 +146,7 @@ def _oversized(task: Task, placements: tuple[Placement, ...]) -> set[str]:
     for p in placements:
         threshold[p.function] = threshold.get(p.function, 0.0) + p.offer.threshold_rps(alpha)
     served = {f: rate - missing.get(f, 0.0) for f, rate in task.wanted_rps.items()}
-    return {f for f, rps in threshold.items() if rps > served[f] * (1 + _TOLERANCE)}
+    return {f for f, rate in served.items() if threshold.get(f, 0.0) > rate * (1 + TOLERANCE)}
 
 
 def _keep_weight(task: Task) -> int:
@@ -177,131 +155,191 @@ def _keep_weight(task: Task) -> int:
 
 
 def _kept_and_matched(task: Task, placements: tuple[Placement, ...]) -> tuple[int, int]:
-    same: dict[object, int] = {}
-    place: dict[object, int] = {}
-    for p in placements:
-        key = (p.function, p.server, p.gpu, p.offer.configuration)
-        same[key] = same.get(key, 0) + 1
-        place[key[:3]] = place.get(key[:3], 0) + 1
+    placed = Counter((p.function, p.server, p.gpu, p.offer.configuration) for p in placements)
     running = running_counts(task)
-    places: dict[tuple[str, str, str | None], int] = {}
-    for (function, server, gpu, _), count in running.items():
-        places[function, server, gpu] = places.get((function, server, gpu), 0) + count
-    kept = sum(min(count, same.get(key, 0)) for key, count in running.items())
-    return kept, sum(min(count, place.get(key, 0)) for key, count in places.items())
+    kept = sum((placed & running).values())
+    places, now = _by_place(placed), _by_place(running)
+    return kept, sum((places & now).values())
+
+
+def _by_place(counts: Mapping[tuple[str, str, str | None, object], int]) -> Counter[tuple[str, str, str | None]]:
+    places: Counter[tuple[str, str, str | None]] = Counter()
+    for key, number in counts.items():
+        places[key[:3]] += number
+    return places
 
 
 def _solve(
     program: Program, goal: Goal, limits: Mapping[Goal, float], start: tuple[Placement, ...], time_limit_s: float
-) -> _Stage:
-    if time_limit_s <= 0:
-        return _Stage(SolverStatus.FAILED, (), -math.inf)
-    built = _build(program, limits)
-    built.model.objective = mip.minimize(built.goals[goal])
-    built.model.start = _start(program, built, start)
-    try:
-        with stdout_to_stderr():
-            status = STATUS[built.model.optimize(max_seconds=time_limit_s)]
-    except mip.exceptions.MipBaseException:
-        return _Stage(SolverStatus.FAILED, (), -math.inf)
-    if status is SolverStatus.FAILED:
-        return _Stage(status, (), -math.inf)
-    placements = tuple(
-        Placement(function=column.function, server=column.server, gpu=column.gpu, offer=column.offer)
-        for column, count in zip(program.columns, built.count, strict=True)
-        for _ in range(round(count.x))
+) -> Outcome:
+    layout = _layout(program)
+    terms = _goal_terms(program, layout)
+    costs = dict(terms[goal])
+    variables = [
+        Variable(cost=costs.get(index, 0.0), most=most, least=least, integer=integer)
+        for index, (least, most, integer) in enumerate(_ranges(program, layout, serve_all=limits.get(Goal.LACK) == 0))
+    ]
+    rows = _rows(program, layout)
+    for reached, value in limits.items():
+        if reached is not Goal.LACK or value > 0:
+            rows.append(_limit(terms[reached], value + TOLERANCE - layout.constant[reached]))
+    outcome = solve_integer(variables, rows, _start(program, layout, start), time_limit_s)
+    return Outcome(
+        status=outcome.status, values=outcome.values, bound=outcome.bound + layout.constant[goal]
     )
-    return _Stage(status, placements, float(built.model.objective_bound))
 
 
-def _build(program: Program, limits: Mapping[Goal, float]) -> _Model:
-    """A fresh model for each stage: CBC keeps cuts and bounds of the last solve, which are wrong under a new goal."""
+def _limit(terms: Sequence[tuple[int, float]], limit: float) -> Row:
+    return Row(terms=tuple(terms), sense=Sense.AT_MOST, limit=limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where each kind of variable begins: how many of each column, which servers are used, and so on."""
+
+    used: dict[str, int]
+    """By server."""
+    share: dict[str, int]
+    """Served share of each wanted rate."""
+    oversized: dict[str, int]
+    missing: dict[str, int]
+    """Instances below a function's minimum."""
+    same: dict[int, int]
+    """By column: of its instances, how many run so now."""
+    matched: dict[tuple[str, str, str | None], int]
+    """By place: how many instances stay there at all."""
+    size: int
+    constant: dict[Goal, float]
+    """What a goal's value is when its terms are zero."""
+
+
+def _layout(program: Program) -> _Layout:
+    task, numbers = program.task, itertools.count(len(program.columns))
+    running = running_counts(task)
+    same = [i for i, c in enumerate(program.columns) if (c.function, c.server, c.gpu, c.offer.configuration) in running]
+    places = sorted({key[:3] for key in running}, key=str)
+    constant = dict.fromkeys(Goal, 0.0)
+    constant[Goal.LACK] = math.fsum(task.weights().values())
+    constant[Goal.COST] = task.problem.churn_cost * len(task.problem.running)
+    return _Layout(
+        used={server.id: next(numbers) for kind in task.classes for server in kind.servers},
+        share={function: next(numbers) for function in task.wanted_rps},
+        oversized={function: next(numbers) for function in task.wanted_rps},
+        missing={id_: next(numbers) for id_, function in task.functions.items() if function.instances_min},
+        same={index: next(numbers) for index in same},
+        matched={place: next(numbers) for place in places},
+        size=next(numbers),
+        constant=constant,
+    )
+
+
+def _ranges(program: Program, layout: _Layout, *, serve_all: bool) -> list[tuple[float, float, bool]]:
+    """Least and most of each variable, and whether it is a whole number."""
+    task, running = program.task, running_counts(program.task)
+    places = _by_place(running)
+    ranges: list[tuple[float, float, bool]] = [(0.0, float(column.most), True) for column in program.columns]
+    ranges += [(0.0, 1.0, True)] * len(layout.used)
+    ranges += [(1.0 if serve_all else 0.0, 1.0, False)] * len(layout.share)
+    ranges += [(0.0, 1.0, True)] * len(layout.oversized)
+    ranges += [(0.0, 0.0 if serve_all else float(task.functions[f].instances_min), False) for f in layout.missing]
+    for index in layout.same:
+        column = program.columns[index]
+        key = column.function, column.server, column.gpu, column.offer.configuration
+        ranges.append((0.0, float(running[key]), False))
+    return ranges + [(0.0, float(places[place]), False) for place in layout.matched]
+
+
+def _goal_terms(program: Program, layout: _Layout) -> dict[Goal, list[tuple[int, float]]]:
     task = program.task
-    model = mip.Model(solver_name=mip.CBC)
-    model.verbose = 0
-    model.threads = 1
-    model.seed = _SEED
-    model.max_mip_gap = 1e-9
-    model.max_mip_gap_abs = _TOLERANCE / 10
-    count = tuple(model.add_var(var_type=mip.INTEGER, ub=column.most) for column in program.columns)
-    used = {server.id: model.add_var(var_type=mip.BINARY) for server in task.problem.servers}
-    for row in program.rows:
-        model += mip.xsum(amount * count[index] for index, amount in row.uses) <= row.capacity * used[row.server]
+    beta, churn, keep = task.problem.beta, task.problem.churn_cost, float(_keep_weight(task))
+    costs = {server.id: kind.cost(beta) for kind in task.classes for server in kind.servers}
+    stay = [*layout.same.values()], [*layout.matched.values()]
+    cost = [(index, costs[server]) for server, index in layout.used.items()]
+    if churn:  # touched = placed + running - kept - matched
+        cost += [(index, churn) for index in range(len(program.columns))]
+        cost += [(index, -churn) for group in stay for index in group]
+    weights = task.weights()
+    return {
+        Goal.LACK: [(index, -weights[f]) for f, index in layout.share.items()]
+        + [(index, missing_weight(task)) for index in layout.missing.values()],
+        Goal.COST: cost,
+        Goal.OVERSIZED: [(index, 1.0) for index in layout.oversized.values()],
+        Goal.ALLOCATED: [(index, column.offer.weight(beta)) for index, column in enumerate(program.columns)],
+        Goal.CHANGES: [(index, -keep) for index in stay[0]] + [(index, -1.0) for index in stay[1]],
+    }
+
+
+def _rows(program: Program, layout: _Layout) -> list[Row]:
+    rows = [
+        _limit((*((i, float(a)) for i, a in row.uses), (layout.used[row.server], -float(row.capacity))), 0.0)
+        for row in program.rows
+    ]
     for group in program.alike:
         for first, second in itertools.pairwise(group):
-            model += used[first] >= used[second]
-    serve_all = limits.get(Goal.UNSERVED) == 0
-    share = {f: model.add_var(lb=1.0 if serve_all else 0.0, ub=1.0) for f in task.wanted_rps}
-    oversized = {f: model.add_var(var_type=mip.BINARY) for f in task.wanted_rps}
-    _add_rate_rows(program, model, count, share, oversized)
-    beta = task.problem.beta
-    goals = {
-        Goal.UNSERVED: mip.xsum(rate * (1 - share[f]) for f, rate in task.wanted_rps.items()),
-        Goal.OBJECTIVE: mip.xsum(server_cost(s, beta) * used[s.id] for s in task.problem.servers),
-        Goal.OVERSIZED: mip.xsum(oversized.values()),
-        Goal.ALLOCATED: mip.xsum(c.offer.weight(beta) * x for c, x in zip(program.columns, count, strict=True)),
-        Goal.CHANGES: _changes(program, model, count),
-    }
-    for goal, value in limits.items():
-        if goal is not Goal.UNSERVED or not serve_all:
-            model += goals[goal] <= value + _TOLERANCE
-    return _Model(model, count, used, oversized, goals)
+            rows.append(_limit(((layout.used[second], 1.0), (layout.used[first], -1.0)), 0.0))
+    own: dict[str, list[int]] = {function: [] for function in program.task.functions}
+    places: dict[tuple[str, str, str | None], list[int]] = {}
+    for index, column in enumerate(program.columns):
+        own[column.function].append(index)
+        places.setdefault((column.function, column.server, column.gpu), []).append(index)
+    for function, indices in own.items():
+        rows += _rate_rows(program, layout, function, indices)
+        rows += _number_rows(program, layout, function, indices)
+    rows += [_limit(((stays, 1.0), (index, -1.0)), 0.0) for index, stays in layout.same.items()]
+    for place, stays in layout.matched.items():
+        rows.append(_limit(((stays, 1.0), *((index, -1.0) for index in places.get(place, []))), 0.0))
+    return rows
 
 
-def _add_rate_rows(
-    program: Program,
-    model: mip.Model,
-    count: tuple[mip.Var, ...],
-    share: Mapping[str, mip.Var],
-    oversized: Mapping[str, mip.Var],
-) -> None:
-    """Each function's R_max carries what is served of it, and its threshold is not above that unless `oversized`.
+def _rate_rows(program: Program, layout: _Layout, function: str, own: Sequence[int]) -> list[Row]:
+    """Its R_max carries what is served of it, and its threshold is not above that unless `oversized`.
 
     All in shares of the function's rate. R_max never needs to exceed the rate by a whole instance.
     """
     task = program.task
-    for function, rate_rps in task.wanted_rps.items():
-        own = [(c.offer, x) for c, x in zip(program.columns, count, strict=True) if c.function == function]
-        slack = 1 + max((offer.window.up_rps for offer, _ in own), default=0.0) / rate_rps
-        most = mip.xsum(offer.window.up_rps / rate_rps * x for offer, x in own)
-        threshold = mip.xsum(offer.threshold_rps(task.problem.alpha) / rate_rps * x for offer, x in own)
-        model += share[function] <= most
-        model += most <= slack
-        model += threshold <= share[function] + slack * oversized[function]
+    demand = task.functions[function]
+    if demand.rate_rps <= 0:
+        return []
+    alpha, share, oversized = task.problem.alpha, layout.share[function], layout.oversized[function]
+    offers = [(index, program.columns[index].offer) for index in own]
+    most = [(index, offer.window.up_rps / demand.rate_rps) for index, offer in offers]
+    threshold = [(index, offer.threshold_rps(alpha) / demand.rate_rps) for index, offer in offers]
+    slack = 1 + max((factor for _, factor in most), default=0.0) * max(1, demand.instances_min)
+    return [
+        _limit([(share, 1.0), *((index, -factor) for index, factor in most)], 0.0),
+        _limit(most, slack),
+        _limit([*threshold, (share, -1.0), (oversized, -slack)], 0.0),
+    ]
 
 
-def _changes(program: Program, model: mip.Model, count: tuple[mip.Var, ...]) -> mip.LinExpr:
-    """Minus what stays: instances kept as they are, and (counting less) places where an instance stays at all."""
-    running = running_counts(program.task)
-    same = mip.LinExpr()
-    here: dict[tuple[str, str, str | None], list[mip.Var]] = {}
-    for column, x in zip(program.columns, count, strict=True):
-        place = (column.function, column.server, column.gpu)
-        here.setdefault(place, []).append(x)
-        if kept := running[*place, column.offer.configuration]:
-            stays = model.add_var(ub=kept)
-            model += stays <= x
-            same += stays
-    matched = mip.LinExpr()
-    for place in sorted({key[:3] for key in running}, key=str):
-        total = sum(number for key, number in running.items() if key[:3] == place)
-        stays = model.add_var(ub=total)
-        model += stays <= mip.xsum(here.get(place, []))
-        matched += stays
-    return -_keep_weight(program.task) * same - matched
+def _number_rows(program: Program, layout: _Layout, function: str, own: Sequence[int]) -> list[Row]:
+    demand, rows = program.task.functions[function], []
+    if demand.instances_min:
+        terms = ((layout.missing[function], 1.0), *((index, 1.0) for index in own))
+        rows.append(Row(terms=terms, sense=Sense.AT_LEAST, limit=float(demand.instances_min)))
+    if demand.instances_max is not None:
+        rows.append(_limit([(index, 1.0) for index in own], float(demand.instances_max)))
+    return rows
 
 
-def _start(program: Program, built: _Model, placements: tuple[Placement, ...]) -> list[tuple[mip.Var, float]]:
-    """The incumbent in the model's variables."""
-    placed: dict[object, int] = {}
-    for p in placements:
-        key = (p.function, p.server, p.gpu, p.offer.configuration)
-        placed[key] = placed.get(key, 0) + 1
+def _start(program: Program, layout: _Layout, placements: tuple[Placement, ...]) -> list[float]:
+    """The incumbent in the model's variables (those that are whole numbers; the solver finds the others)."""
+    placed = Counter((p.function, p.server, p.gpu, p.offer.configuration) for p in placements)
     servers = {placement.server for placement in placements}
     oversized = _oversized(program.task, placements)
-    start = [
-        (x, float(placed.get((c.function, c.server, c.gpu, c.offer.configuration), 0)))
-        for c, x in zip(program.columns, built.count, strict=True)
-    ]
-    start += [(y, float(id_ in servers)) for id_, y in built.used.items()]
-    return start + [(v, float(f in oversized)) for f, v in built.oversized.items()]
+    start = [0.0] * layout.size
+    for index, c in enumerate(program.columns):
+        start[index] = float(placed[c.function, c.server, c.gpu, c.offer.configuration])
+    for server, index in layout.used.items():
+        start[index] = float(server in servers)
+    for function, index in layout.oversized.items():
+        start[index] = float(function in oversized)
+    return start
+
+
+def _placements(program: Program, outcome: Outcome) -> tuple[Placement, ...]:
+    return tuple(
+        Placement(function=column.function, server=column.server, gpu=column.gpu, offer=column.offer)
+        for column, count in zip(program.columns, outcome.values, strict=False)
+        for _ in range(round(count))
+    )

@@ -63,6 +63,25 @@ class JsonObject:
         """A text, or None where the key is absent or null."""
         return None if self._value.get(key) is None else self.text(key)
 
+    def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
+        """One of some words; the default where the key is absent."""
+        value = self._value.get(key, default)
+        if isinstance(value, str) and value in allowed:
+            return value
+        self.fault(key, is_a(value, f"one of {', '.join(allowed)}"))
+        return default
+
+    def flag(self, key: str) -> bool:
+        """True or false; false where the key is absent."""
+        value = self._value.get(key, False)
+        if not isinstance(value, bool):
+            self.fault(key, is_a(value, "true or false"))
+        return value is True
+
+    def get(self, key: str) -> object:
+        """The value at a key as it is; None where it is absent."""
+        return self._value.get(key)
+
     def number(
         self, key: str, default: float, *, least: float = 0, most: float = math.inf, inside: bool = False
     ) -> float:

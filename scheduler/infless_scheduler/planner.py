@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -16,17 +16,21 @@ from infless_scheduler.assign import instances_of, stopped, unserved_of
 from infless_scheduler.check import check
 from infless_scheduler.greedy import better_greedy, greedy
 from infless_scheduler.placement import (
+    Memory,
     Placement,
+    Prices,
     Solution,
     SolverStatus,
     Task,
+    allocated,
+    lack,
     objective,
     objective_bound,
-    server_cost,
     task_of,
     trimmed,
     unserved_rps,
 )
+from infless_scheduler.uniform import uniform
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +38,53 @@ TIME_LIMIT_S = 10.0
 """The authors' scaling loop runs every 10 s: a plan that takes longer answers a question nobody asks any more."""
 _EXACT_COLUMNS = 20_000
 """Up to about so many integer variables (offers x servers x GPUs) the exact model is worth its time under `auto`."""
+_FIRST_SHARE = 0.5
+"""Of the time limit, what the quick solver may take before the exact one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A better plan that a solver has found on its way, for whoever watches."""
+
+    solver: str
+    elapsed_s: float
+    lack: float
+    objective: float
+    bound: float
+
+
+Watch = Callable[[Step], None]
+
+
+def _unwatched(step: Step) -> None:
+    """Nobody is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What a solver may spend, and what it may know."""
+
+    time_limit_s: float
+    clock: Clock
+    prices: Prices | None = None
+    watch: Watch = _unwatched
 
 
 class Solver(Protocol):
     """Places instances for a task. May use less time than allowed, not more (give or take a second)."""
 
-    def __call__(self, task: Task, *, time_limit_s: float, clock: Clock) -> Solution:
+    def __call__(self, task: Task, effort: Effort) -> Solution:
         """Placements that keep the rules, or a solution that says FAILED."""
         ...
 
 
 def plan(
-    problem: Problem, solver: str = "auto", *, time_limit_s: float = TIME_LIMIT_S, clock: Clock | None = None
+    problem: Problem,
+    solver: str = "auto",
+    *,
+    time_limit_s: float = TIME_LIMIT_S,
+    clock: Clock | None = None,
+    watch: Watch = _unwatched,
 ) -> Plan:
     """The plan for a problem; it has passed `infless_scheduler.check`.
 
@@ -56,10 +95,39 @@ def plan(
         solver: one of `SOLVERS`.
         time_limit_s: for the solver, in seconds.
         clock: measures the solver; the operating system's by default.
+        watch: told of each better plan on the way.
 
     Raises:
         InvalidInput: when there is no such solver or no time.
         PlanRejected: when even the greedy plan breaks a rule, which is a fault of ours.
+    """
+    return replan(problem, None, solver, time_limit_s=time_limit_s, clock=clock, watch=watch)[0]
+
+
+def replan(
+    problem: Problem,
+    memory: Memory | None,
+    solver: str = "auto",
+    *,
+    time_limit_s: float = TIME_LIMIT_S,
+    clock: Clock | None = None,
+    watch: Watch = _unwatched,
+) -> tuple[Plan, Memory]:
+    """As `plan`, with what the last plan has left behind: what is still true of it need not be found again.
+
+    Args:
+        problem: as for `plan`.
+        memory: from the last call, or None.
+        solver: as for `plan`.
+        time_limit_s: as for `plan`.
+        clock: as for `plan`.
+        watch: as for `plan`.
+
+    Returns:
+        The plan, and the memory for the next call.
+
+    Raises:
+        InvalidInput, PlanRejected: as `plan` does.
     """
     if solver not in SOLVERS:
         raise InvalidInput(f"solver {solver!r} is unknown; allowed are {', '.join(SOLVERS)}")
@@ -67,8 +135,10 @@ def plan(
         raise InvalidInput(f"time limit {time_limit_s} s: allowed is a finite number above 0")
     clock = clock or SystemClock()
     begun_s = clock.now_s()
-    task = task_of(problem)
-    name, solution = _solve(task, solver, time_limit_s=time_limit_s, clock=clock)
+    task = task_of(problem, None if memory is None else memory.task)
+    prices = None if memory is None else memory.prices_for(task)
+    effort = Effort(time_limit_s=time_limit_s, clock=clock, prices=prices, watch=watch)
+    name, solution = _solve(task, solver, effort)
     while True:
         if solution.status is SolverStatus.FAILED and name != "greedy":
             log.warning("solver %s failed; planning greedily instead", name)
@@ -82,49 +152,70 @@ def plan(
             log.warning("plan of solver %s rejected: %s", name, rejected)
             solution = Solution(status=SolverStatus.FAILED)
         else:
-            return made
+            return replace(made, solve_s=clock.now_s() - begun_s), Memory(task=task, prices=solution.prices or prices)
 
 
-def _solve(task: Task, solver: str, *, time_limit_s: float, clock: Clock) -> tuple[str, Solution]:
+def _solve(task: Task, solver: str, effort: Effort) -> tuple[str, Solution]:
     if solver != "auto":
-        return solver, _TABLE[solver](task, time_limit_s=time_limit_s, clock=clock)
-    if _is_small(task):
-        return "exact", _TABLE["exact"](task, time_limit_s=time_limit_s, clock=clock)
-    return "greedy", _unproven(task, better_greedy(task))
+        return solver, _TABLE[solver](task, effort)
+    name = "exact" if _is_small(task) else "patterns"
+    return name, _TABLE[name](task, effort)
 
 
 def _is_small(task: Task) -> bool:
     columns = sum(
-        max(1, len(server.gpus)) if offer.configuration.gpu_percent else 1
-        for function in task.wanted_rps
-        for offer in task.offers[function]
-        for server in task.problem.servers
-        if offer.fits(server)
+        len(kind.servers) * (max(1, len(kind.gpu_memory_bytes)) if offer.configuration.gpu_percent else 1)
+        for function in task.functions
+        for kind, offers in zip(task.classes, task.offers[function], strict=True)
+        for offer in offers
     )
     return columns <= _EXACT_COLUMNS
 
 
-def _exact(task: Task, *, time_limit_s: float, clock: Clock) -> Solution:
+def _exact(task: Task, effort: Effort) -> Solution:
+    """The quick solver's plan first: where it meets the bound, the costly goals are proven before they are asked for."""
+    begun_s = effort.clock.now_s()
+    first = _patterns(task, replace(effort, time_limit_s=_FIRST_SHARE * effort.time_limit_s))
+    known = [trimmed(task, better_greedy(task)), first.placements]
+    best = min(known, key=lambda placements: (lack(task, placements), objective(task, placements)))
+    bound = first.bound if lack(task, best) >= lack(task, first.placements) - 1e-9 else 0.0
+    left_s = effort.time_limit_s - (effort.clock.now_s() - begun_s)
     try:
         # Here and not above: loading the solver library takes longer than most plans and fails where it has no build.
         from infless_scheduler.exact import solve_exactly
     except (ImportError, OSError) as missing:
         log.warning("the solver library cannot be loaded: %s", missing)
         return Solution(status=SolverStatus.FAILED)
-    return solve_exactly(task, trimmed(task, better_greedy(task)), time_limit_s=time_limit_s, clock=clock)
+    solution = solve_exactly(task, best, time_limit_s=left_s, clock=effort.clock, bound=bound)
+    return replace(solution, prices=first.prices)
 
 
-def _greedy(task: Task, *, time_limit_s: float, clock: Clock) -> Solution:  # noqa: ARG001 - takes milliseconds
+def _patterns(task: Task, effort: Effort) -> Solution:
+    try:
+        from infless_scheduler.patterns import solve_by_patterns
+    except (ImportError, OSError) as missing:
+        log.warning("the solver library cannot be loaded: %s", missing)
+        return Solution(status=SolverStatus.FAILED)
+    return solve_by_patterns(task, time_limit_s=effort.time_limit_s, clock=effort.clock, prices=effort.prices)
+
+
+def _greedy(task: Task, effort: Effort) -> Solution:  # noqa: ARG001 - takes less than a second
     return _unproven(task, greedy(task))
 
 
-def _unproven(task: Task, placements: tuple[Placement, ...]) -> Solution:
-    placements = trimmed(task, placements)
+def _uniform(task: Task, effort: Effort) -> Solution:  # noqa: ARG001 - takes less than a second
+    return _unproven(task, uniform(task), trim=False)
+
+
+def _unproven(task: Task, placements: tuple[Placement, ...], *, trim: bool = True) -> Solution:
+    placements = trimmed(task, placements) if trim else placements
     bound = objective_bound(task, unserved_rps(task, placements))
     return Solution(status=SolverStatus.FEASIBLE, placements=placements, bound=bound)
 
 
-_TABLE: Mapping[str, Solver] = MappingProxyType({"exact": _exact, "greedy": _greedy})
+_TABLE: Mapping[str, Solver] = MappingProxyType(
+    {"exact": _exact, "patterns": _patterns, "greedy": _greedy, "uniform": _uniform}
+)
 
 SOLVERS = ("auto", *_TABLE)
 """The names that `infless plan --solver` takes; `auto` is the best one for the size of the problem."""
@@ -134,23 +225,19 @@ def _plan_of(task: Task, solver: str, solution: Solution, *, solve_s: float) -> 
     instances = instances_of(task, solution.placements)
     unserved = unserved_of(task, solution.placements)
     status = PlanStatus.OPTIMAL if solution.status is SolverStatus.OPTIMAL else PlanStatus.FEASIBLE
-    made = Plan(
+    worth = objective(task, solution.placements)
+    used = {placement.server for placement in solution.placements}
+    given = allocated(task, solution.placements)
+    return Plan(
         status=PlanStatus.INFEASIBLE if unserved and not instances else status,
         solver=solver,
         solve_s=solve_s,
-        objective=objective(task, solution.placements),
-        bound=min(solution.bound, objective(task, solution.placements)),
+        objective=worth,
+        bound=min(solution.bound, worth),
         instances=instances,
         stop=stopped(task, instances),
         unserved=unserved,
+        servers_used=len(used),
+        allocated=given,
+        fragmentation=max(0.0, 1 - given / worth) if worth > 0 else 0.0,
     )
-    return _with_totals(task, solution.placements, made)
-
-
-def _with_totals(task: Task, placements: tuple[Placement, ...], made: Plan) -> Plan:
-    beta = task.problem.beta
-    used = {placement.server for placement in placements}
-    capacity = math.fsum(server_cost(server, beta) for server in task.problem.servers if server.id in used)
-    allocated = math.fsum(placement.offer.weight(beta) for placement in placements)
-    fragmentation = max(0.0, 1 - allocated / capacity) if capacity > 0 else 0.0
-    return replace(made, servers_used=len(used), allocated=allocated, fragmentation=fragmentation)

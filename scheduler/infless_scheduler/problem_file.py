@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from infless_core.errors import InvalidInput
+from infless_core.labels import GpuWish
 from infless_core.model import (
     Configuration,
     FunctionDemand,
     Gpu,
+    Interference,
     Plan,
     PlannedInstance,
     Problem,
@@ -22,10 +24,16 @@ from infless_scheduler.json_reader import JsonObject
 
 VERSION = 1
 _DEFAULTS = Problem(servers=(), functions=())
-_PROBLEM = ("version", "alpha", "beta", "servers", "functions", "running")
-_SERVER = ("id", "cpu_cores", "memory_bytes", "gpus")
+_PROBLEM = ("version", "alpha", "beta", "interference", "churn_cost", "servers", "functions", "running")
+_BETA = ("by", "cpu_core", "gpu")
+_WORTH = ("price", "flops")
+_INTERFERENCE = ("cpu", "gpu")
+_SERVER = ("id", "kind", "cpu_cores", "memory_bytes", "gpus", "draining", "interference")
 _GPU = ("id", "memory_bytes")
-_FUNCTION = ("id", "latency_target_s", "latency_percentile", "rate_rps", "max_batch", "profile")
+_FUNCTION = (
+    "id", "latency_target_s", "latency_percentile", "arrival_cv", "rate_rps", "max_batch", "gpu", "instances_min",
+    "instances_max", "profile",
+)  # fmt: skip
 _POINT = ("batch", "cpu_cores", "gpu_percent", "exec_s", "memory_bytes", "gpu_memory_bytes")
 _RUNNING = ("id", "function", "server", "gpu", "batch", "cpu_cores", "gpu_percent")
 
@@ -64,17 +72,20 @@ def parse_problem(data: object) -> Problem:
     """Read a plan file's problem from decoded JSON.
 
     What is absent and means "none" may be left out: `running`, a server's `gpus`, a `gpu_percent` of 0, memory needs.
+    `beta` is a number, or what a core and a GPU cost or can do: `{"by": "price", "cpu_core": 0.034, "gpu": 2.5}`.
 
     Raises:
         ProblemFileError: with every fault that was found, each with its JSON path.
     """
     faults: list[str] = []
-    root = JsonObject(data, "$", faults, known=_PROBLEM, optional="alpha beta running")
+    root = JsonObject(data, "$", faults, known=_PROBLEM, optional="alpha beta interference churn_cost running")
     if root.whole("version", VERSION) != VERSION:
         root.fault("version", f"unknown version; this planner reads version {VERSION}")
     problem = Problem(
         alpha=root.number("alpha", _DEFAULTS.alpha, most=1),
-        beta=root.number("beta", _DEFAULTS.beta),
+        beta=_beta(root, faults),
+        interference=_interference(root, faults) or Interference(),
+        churn_cost=root.number("churn_cost", 0.0),
         servers=root.objects("servers", _server),
         functions=root.objects("functions", _function),
         running=root.objects("running", _running),
@@ -84,6 +95,71 @@ def parse_problem(data: object) -> Problem:
     if faults:
         raise ProblemFileError(tuple(faults))
     return problem
+
+
+def problem_to_json(problem: Problem) -> dict[str, Any]:
+    """The problem as `parse_problem` reads it; what is as by default is left out."""
+    return {
+        "version": VERSION,
+        "alpha": problem.alpha,
+        "beta": problem.beta,
+        **_unless(problem.interference, Interference(), "interference", _interference_to_json),
+        **({"churn_cost": problem.churn_cost} if problem.churn_cost else {}),
+        "servers": [_server_to_json(server) for server in problem.servers],
+        "functions": [_function_to_json(function) for function in problem.functions],
+        "running": [
+            {"id": r.id, "function": r.function, "server": r.server, "gpu": r.gpu, **_configuration_to_json(r.configuration)}
+            for r in problem.running
+        ],
+    }
+
+
+def _unless(value: Any, default: Any, key: str, write: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
+    return {} if value == default else {key: write(value)}
+
+
+def _interference_to_json(table: Interference) -> dict[str, Any]:
+    pairs = (("cpu", table.cpu), ("gpu", table.gpu))
+    return {key: [list(pair) for pair in rows] for key, rows in pairs if rows}
+
+
+def _configuration_to_json(given: Configuration) -> dict[str, int]:
+    return {"batch": given.batch, "cpu_cores": given.cpu_cores, "gpu_percent": given.gpu_percent}
+
+
+def _server_to_json(server: Server) -> dict[str, Any]:
+    return {
+        "id": server.id,
+        **_unless(server.kind, "", "kind"),
+        "cpu_cores": server.cpu_cores,
+        "memory_bytes": server.memory_bytes,
+        "gpus": [{"id": gpu.id, "memory_bytes": gpu.memory_bytes} for gpu in server.gpus],
+        **_unless(server.draining, False, "draining"),
+        **_unless(server.interference, None, "interference", _interference_to_json),
+    }
+
+
+def _function_to_json(function: FunctionDemand) -> dict[str, Any]:
+    return {
+        "id": function.id,
+        "latency_target_s": function.latency_target_s,
+        **_unless(function.latency_percentile, None, "latency_percentile"),
+        **_unless(function.arrival_cv, 1.0, "arrival_cv"),
+        "rate_rps": function.rate_rps,
+        "max_batch": function.max_batch,
+        **_unless(function.gpu, GpuWish.ALLOW, "gpu", str),
+        **_unless(function.instances_min, 0, "instances_min"),
+        **_unless(function.instances_max, None, "instances_max"),
+        "profile": [
+            {
+                **_configuration_to_json(point.configuration),
+                "exec_s": point.exec_s,
+                **_unless(point.memory_bytes, 0, "memory_bytes"),
+                **_unless(point.gpu_memory_bytes, 0, "gpu_memory_bytes"),
+            }
+            for point in function.profile
+        ],
+    }
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -111,9 +187,7 @@ def _instance_to_json(instance: PlannedInstance) -> dict[str, Any]:
         "function": instance.function,
         "server": instance.server,
         "gpu": instance.gpu,
-        "batch": instance.configuration.batch,
-        "cpu_cores": instance.configuration.cpu_cores,
-        "gpu_percent": instance.configuration.gpu_percent,
+        **_configuration_to_json(instance.configuration),
         "rate_low_rps": instance.rate_low_rps,
         "rate_up_rps": instance.rate_up_rps,
         "rate_rps": instance.rate_rps,
@@ -122,12 +196,50 @@ def _instance_to_json(instance: PlannedInstance) -> dict[str, Any]:
 
 
 def _server(value: object, path: str, faults: list[str]) -> Server | None:
-    fields = JsonObject(value, path, faults, known=_SERVER, optional="gpus")
+    fields = JsonObject(value, path, faults, known=_SERVER, optional="kind gpus draining interference")
     id_ = fields.text("id")
     cpu_cores = fields.whole("cpu_cores", 1, least=1)
     memory_bytes = fields.whole("memory_bytes", 0)
     gpus = fields.objects("gpus", _gpu)
-    return Server(id=id_, cpu_cores=cpu_cores, memory_bytes=memory_bytes, gpus=gpus) if fields.good else None
+    kind, draining = fields.text_or_none("kind") or "", fields.flag("draining")
+    own = _interference(fields, faults)
+    if not fields.good:
+        return None
+    return Server(
+        id=id_, kind=kind, cpu_cores=cpu_cores, memory_bytes=memory_bytes, gpus=gpus, draining=draining, interference=own
+    )
+
+
+def _beta(root: JsonObject, faults: list[str]) -> float:
+    """A number, or the ratio of what a core and one percent of a GPU are worth."""
+    value = root.get("beta")
+    if not isinstance(value, dict):
+        return root.number("beta", _DEFAULTS.beta)
+    fields = JsonObject(value, "$.beta", faults, known=_BETA)
+    fields.choice("by", _WORTH, _WORTH[0])
+    return 100 * fields.number("cpu_core", 0.0) / fields.number("gpu", 1.0, inside=True)
+
+
+def _interference(fields: JsonObject, faults: list[str]) -> Interference | None:
+    """The table at a key `interference`; None where there is none."""
+    value = fields.get("interference")
+    if value is None:
+        return None
+    own = JsonObject(value, f"{fields.path}.interference", faults, known=_INTERFERENCE, optional="cpu gpu")
+    tables = {}
+    for key in _INTERFERENCE:
+        rows = own.get(key) or []
+        good = isinstance(rows, list) and all(
+            isinstance(row, list) and len(row) == 2 and all(type(x) in (int, float) for x in row) for row in rows
+        )
+        if not good:
+            own.fault(key, "it is a list of [share, factor] pairs, such as [[0, 1], [1, 1.2]]")
+        tables[key] = tuple((float(share), float(factor)) for share, factor in rows) if good else ()
+    try:
+        return Interference(cpu=tables["cpu"], gpu=tables["gpu"])
+    except InvalidInput as fault:
+        own.fault("", str(fault))
+        return None
 
 
 def _gpu(value: object, path: str, faults: list[str]) -> Gpu | None:
@@ -137,13 +249,23 @@ def _gpu(value: object, path: str, faults: list[str]) -> Gpu | None:
 
 
 def _function(value: object, path: str, faults: list[str]) -> FunctionDemand | None:
-    fields = JsonObject(value, path, faults, known=_FUNCTION, optional="latency_percentile")
+    optional = "latency_percentile arrival_cv gpu instances_min instances_max"
+    fields = JsonObject(value, path, faults, known=_FUNCTION, optional=optional)
+    least = fields.whole("instances_min", 0)
+    most = None if fields.get("instances_max") is None else fields.whole("instances_max", 1, least=1)
+    if most is not None and least > most:
+        fields.fault("instances_min", f"{least} is above instances_max, {most}")
+        least = 0
     function = FunctionDemand(
         id=fields.text("id"),
         latency_target_s=fields.number("latency_target_s", 1.0, inside=True),
-        latency_percentile=_percentile(fields, value),
+        latency_percentile=_percentile(fields),
+        arrival_cv=fields.number("arrival_cv", 1.0),
         rate_rps=fields.number("rate_rps", 0.0),
         max_batch=fields.whole("max_batch", 1, least=1),
+        gpu=GpuWish(fields.choice("gpu", tuple(GpuWish), GpuWish.ALLOW)),
+        instances_min=least,
+        instances_max=most,
         profile=fields.objects("profile", _point),
     )
     for configuration in _twice(point.configuration for point in function.profile):
@@ -151,8 +273,8 @@ def _function(value: object, path: str, faults: list[str]) -> FunctionDemand | N
     return function if fields.good else None
 
 
-def _percentile(fields: JsonObject, value: object) -> float | None:
-    if not isinstance(value, dict) or value.get("latency_percentile") is None:
+def _percentile(fields: JsonObject) -> float | None:
+    if fields.get("latency_percentile") is None:
         return None
     return fields.number("latency_percentile", 99.0, most=100, inside=True)
 

@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from infless_core.model import Configuration, Server
-from infless_scheduler.placement import Offer, Task
+import numpy as np
+
+from infless_core.model import Configuration, FunctionDemand, Server
+from infless_scheduler.knapsack import undominated
+from infless_scheduler.placement import Offer, ServerClass, Task
 
 _GRANULES = 10**6
 """Memory is counted in capacity / 10^6 where its numbers have no common measure: solvers lose whole bytes at 10^11."""
@@ -54,50 +57,59 @@ def program_of(task: Task, *, for_capacity: bool = False) -> Program:
         task: what to place.
         for_capacity: only what the goals need that look at nothing but rates and servers: far fewer columns.
     """
-    offers = {function: undominated(task, function, for_capacity=for_capacity) for function in task.wanted_rps}
     columns = tuple(
-        Column(function=function, offer=offer, server=server.id, gpu=gpu, most=most)
-        for function, rate_rps in task.wanted_rps.items()
-        for offer in offers[function]
-        for server in task.problem.servers
+        Column(function=id_, offer=offer, server=server.id, gpu=gpu, most=most)
+        for id_, function in task.functions.items()
+        for kind, servers in enumerate(task.classes)
+        for offer in worth_trying(task, id_, kind, for_capacity=for_capacity)
+        for server in servers.servers
         for gpu in _slots(offer, server)
-        if (most := min(math.ceil(rate_rps / offer.window.up_rps), _room_for(offer, server))) > 0
+        if (most := min(_most_useful(function, offer), _room_for(offer, servers))) > 0
     )
-    rows = tuple(row for server in task.problem.servers for row in _capacity_rows(server, columns))
+    here: dict[str, list[tuple[int, Column]]] = {}
+    for index, column in enumerate(columns):
+        here.setdefault(column.server, []).append((index, column))
+    servers = [server for kind in task.classes for server in kind.servers]
+    rows = tuple(row for server in servers for row in _capacity_rows(server, here.get(server.id, [])))
     return Program(task=task, columns=columns, rows=rows, alike=_alike(task))
 
 
-def undominated(task: Task, function: str, *, for_capacity: bool = False) -> tuple[Offer, ...]:
-    """A function's offers without those that another one beats in every respect that a goal looks at.
+def _most_useful(function: FunctionDemand, offer: Offer) -> int:
+    """More instances of an offer than this are never needed."""
+    most = max(math.ceil(function.rate_rps / offer.window.up_rps), function.instances_min)
+    return most if function.instances_max is None else min(most, function.instances_max)
+
+
+def worth_trying(task: Task, function: str, kind: int, *, for_capacity: bool = False) -> tuple[Offer, ...]:
+    """A function's offers on a class without those that another one beats in every respect that a goal looks at.
 
     One beats another when it needs no more of each resource, takes no lower a rate, and (unless only capacity counts)
     has no higher a threshold: wherever the other one stands in a plan, it can stand too. Configurations that run now
     stay in, to be kept.
     """
-    alpha = None if for_capacity else task.problem.alpha
+    offers = task.offers[function][kind]
+    if not offers:
+        return ()
+    alpha = task.problem.alpha
     runs = {running.configuration for running in task.problem.running if running.function == function}
-    offers = task.offers[function]
+    sizes = np.array(
+        [
+            (
+                o.configuration.cpu_cores,
+                o.configuration.gpu_percent,
+                o.point.memory_bytes,
+                o.point.gpu_memory_bytes if o.configuration.gpu_percent else 0,
+                0.0 if for_capacity else o.threshold_rps(alpha),
+            )
+            for o in offers
+        ]
+    )
+    up_rps = np.array([offer.window.up_rps for offer in offers])
+    best = set(undominated(sizes, up_rps, np.ones(len(offers), dtype=bool)).tolist())
     return tuple(
         offer
-        for index, offer in enumerate(offers)
-        if (offer.configuration in runs and not for_capacity)
-        or not any(
-            _beats(other, offer, alpha) and (place < index or not _beats(offer, other, alpha))
-            for place, other in enumerate(offers)
-            if place != index
-        )
-    )
-
-
-def _beats(one: Offer, other: Offer, alpha: float | None) -> bool:
-    if alpha is not None and one.threshold_rps(alpha) > other.threshold_rps(alpha):
-        return False
-    return (
-        one.configuration.cpu_cores <= other.configuration.cpu_cores
-        and one.configuration.gpu_percent <= other.configuration.gpu_percent
-        and one.point.memory_bytes <= other.point.memory_bytes
-        and one.point.gpu_memory_bytes <= other.point.gpu_memory_bytes
-        and one.window.up_rps >= other.window.up_rps
+        for place, offer in enumerate(offers)
+        if place in best or (offer.configuration in runs and not for_capacity)
     )
 
 
@@ -107,18 +119,17 @@ def _slots(offer: Offer, server: Server) -> tuple[str | None, ...]:
     return tuple(gpu.id for gpu in server.gpus if offer.point.gpu_memory_bytes <= gpu.memory_bytes)
 
 
-def _room_for(offer: Offer, server: Server) -> int:
+def _room_for(offer: Offer, servers: ServerClass) -> int:
     """How often the offer fits on an empty server, GPU memory aside."""
-    most = server.cpu_cores // offer.configuration.cpu_cores
+    most = servers.cpu_cores // offer.configuration.cpu_cores
     if offer.point.memory_bytes:
-        most = min(most, server.memory_bytes // offer.point.memory_bytes)
+        most = min(most, servers.memory_bytes // offer.point.memory_bytes)
     if offer.configuration.gpu_percent:
         most = min(most, 100 // offer.configuration.gpu_percent)
     return most
 
 
-def _capacity_rows(server: Server, columns: tuple[Column, ...]) -> Iterable[CapacityRow]:
-    here = [(index, column) for index, column in enumerate(columns) if column.server == server.id]
+def _capacity_rows(server: Server, here: list[tuple[int, Column]]) -> Iterable[CapacityRow]:
     cores = [(index, column.offer.configuration.cpu_cores) for index, column in here]
     memory = [(index, column.offer.point.memory_bytes) for index, column in here]
     rows = [(cores, server.cpu_cores), (memory, server.memory_bytes)]
@@ -142,14 +153,10 @@ def _scaled(server: str, uses: list[tuple[int, int]], capacity: int) -> Capacity
 
 
 def _alike(task: Task) -> tuple[tuple[str, ...], ...]:
-    """Servers of equal size on which nothing runs (keeping what runs makes servers differ)."""
+    """Servers of one class on which nothing runs (keeping what runs makes servers differ)."""
     busy = {running.server for running in task.problem.running}
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for server in task.problem.servers:
-        if server.id not in busy:
-            size = (server.cpu_cores, server.memory_bytes, tuple(gpu.memory_bytes for gpu in server.gpus))
-            groups.setdefault(size, []).append(server.id)
-    return tuple(tuple(ids) for ids in groups.values() if len(ids) > 1)
+    groups = [tuple(server.id for server in kind.servers if server.id not in busy) for kind in task.classes]
+    return tuple(group for group in groups if len(group) > 1)
 
 
 def running_counts(task: Task) -> Counter[tuple[str, str, str | None, Configuration]]:

@@ -39,9 +39,9 @@ class Goods:
     function: NDArray[np.int64]
     """Index of each offer's function."""
     share: NDArray[np.float64]
-    """Part of the function's rate that the offer carries; 0 for a function without a rate."""
+    """Part of the function's rate that the offer carries, at most all of it (a mix of parts of instances would else
+    serve a small function with a sliver of one); 0 for a function without a rate."""
     knapsack: Knapsack
-    index: dict[tuple[str, Configuration], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,9 @@ def _goods(task: Task, kind: int, runs: Set[tuple[str, Configuration]]) -> Goods
     )
     function = np.array([index for index, _ in every], dtype=np.int64)
     up_rps = np.array([offer.window.up_rps for _, offer in every])
-    # One function's offer does not beat another's: a column for the function itself keeps them apart.
-    sizes = np.column_stack((knapsack.sizes, function, -function)) if every else np.zeros((0, 6), dtype=np.int64)
-    best = set(undominated(sizes, up_rps, np.ones(len(every), dtype=bool)).tolist())
+    best: set[int] = set()
+    for index in range(len(functions)):
+        best.update(undominated(knapsack.sizes, up_rps, function == index).tolist())
     chosen = [
         place
         for place, (index, offer) in enumerate(every)
@@ -79,9 +79,8 @@ def _goods(task: Task, kind: int, runs: Set[tuple[str, Configuration]]) -> Goods
     return Goods(
         offers=offers,
         function=function[chosen],
-        share=np.divide(up_rps[chosen], rates, out=np.zeros(len(chosen)), where=rates > 0),
+        share=np.minimum(1.0, np.divide(up_rps[chosen], rates, out=np.zeros(len(chosen)), where=rates > 0)),
         knapsack=knapsack.only(chosen),
-        index={(id_, offer.configuration): place for place, (id_, offer) in enumerate(offers)},
     )
 
 
@@ -118,8 +117,8 @@ class Master:
         self._most = [i for i, f in enumerate(functions) if f.instances_max is not None]
         alone = self._alone()
         dear = _LACK_WORTH * (sum(alone) or 1.0)
-        weights, total = task.weights(), sum(task.weights().values()) or 1.0
-        self.lack_costs = [10 * alone[i] + dear * weights.get(f.id, 0.0) / total for i, f in enumerate(functions)]
+        weights = task.weights()
+        self.lack_costs = [10 * alone[i] + dear * weights.get(f.id, 0.0) for i, f in enumerate(functions)]
         self._instance_cost = 10 * dear
         least, most = Sense.AT_LEAST, Sense.AT_MOST
         self._limits = [float(f.rate_rps > 0) for f in functions]
@@ -224,8 +223,15 @@ class Master:
         return Prices(
             request={f.id: factor * float(price) for f, price in zip(functions, each, strict=True)},
             instance={f.id: factor * float(price) for f, price in zip(functions, worth.instance, strict=True)},
+            most_rps=self._carried_whole(),
             fill=tuple(factor * value for value in best),
         )
+
+    def _carried_whole(self) -> dict[str, float]:
+        """The rates of functions that one instance carries alone."""
+        functions = list(self.task.functions.values())
+        whole = {int(i) for goods in self.goods for i in goods.function[goods.share >= 1]}
+        return {functions[i].id: functions[i].rate_rps for i in sorted(whole)}
 
 
 class Worth(NamedTuple):
@@ -252,12 +258,12 @@ class Mixed:
     """What proves the bound."""
 
 
-def start(master: Master) -> None:
+def start(master: Master, out_of_time: Callable[[], bool]) -> None:
     """Make known what each function fills a server with on its own: with these the first duals make sense."""
     for kind, goods in enumerate(master.goods):
         for function in range(len(master.task.functions)):
             values = np.where(goods.function == function, goods.share + _NEGLIGIBLE_COST, 0.0)
-            if values.any():
+            if values.any() and not out_of_time():
                 master.add(_pattern(master, kind, goods, goods.knapsack.fill(values).best(), values))
 
 
@@ -297,7 +303,7 @@ def price_bound(task: Task, prices: Prices) -> float:
            for id_, price in prices.instance.items()):  # fmt: skip
         return 0.0  # they were found under a limit that is gone
     constant = math.fsum(
-        prices.request.get(id_, 0.0) * f.rate_rps
+        prices.request.get(id_, 0.0) * min(f.rate_rps, prices.most_rps.get(id_, math.inf))
         + max(0.0, prices.instance.get(id_, 0.0)) * f.instances_min
         + min(0.0, prices.instance.get(id_, 0.0)) * (f.instances_max or 0)
         for id_, f in task.functions.items()

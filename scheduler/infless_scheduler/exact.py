@@ -22,7 +22,6 @@ from infless_scheduler.placement import (
     Task,
     allocated,
     lack,
-    missing_weight,
     objective,
     objective_bound,
     trimmed,
@@ -261,7 +260,7 @@ def _goal_terms(program: Program, layout: _Layout) -> dict[Goal, list[tuple[int,
     weights = task.weights()
     return {
         Goal.LACK: [(index, -weights[f]) for f, index in layout.share.items()]
-        + [(index, missing_weight(task)) for index in layout.missing.values()],
+        + [(index, 1.0) for index in layout.missing.values()],
         Goal.COST: cost,
         Goal.OVERSIZED: [(index, 1.0) for index in layout.oversized.values()],
         Goal.ALLOCATED: [(index, column.offer.weight(beta)) for index, column in enumerate(program.columns)],

@@ -14,7 +14,7 @@ What the paper leaves open, and what holds here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,8 +143,7 @@ class Run:
             if residue_rps < offer.window.low_rps:
                 scores.drop(shape, row)
                 continue
-            same = (other for other in self._running[offer.configuration] if scores.table[shape, other] == score)
-            row = min(same, default=row)
+            row = min(scores.alike(shape, row, self._running[offer.configuration]), default=row)
             self._put(offer, row)
             scores.refresh(row)
             return offer
@@ -155,7 +154,7 @@ class Run:
         for shape, row in scores.best_rows():
             offer = scores.offer(shape, row)
             left_rps = max(0.0, residue_rps - offer.window.up_rps)
-            key = (left_rps, offer.weight(self._worth), -scores.table[shape, row])
+            key = (left_rps, offer.weight(self._worth), -scores.of(shape, row))
             if chosen is None or key < chosen[0]:
                 chosen = key, offer, row
         if chosen is None:
@@ -190,21 +189,28 @@ class _Scores:
         self._gpu_memory = np.array([offer.point.gpu_memory_bytes for offer in some])[:, None]
         self._weight = np.maximum(np.array([offer.weight(worth) for offer in some])[:, None], _EPSILON)
         self._up_rps = np.array([[_UNFIT if o is None else o.window.up_rps for o in shape] for shape in shapes])
-        self.table = self._score(slice(None))
+        used = np.flatnonzero((cluster.instances > 0) & (cluster.cpu_cores > 0))
+        self._rows: NDArray[np.int64] = np.sort(np.concatenate((used, self._empty()))) if open_servers else used
+        self._table = self._score(self._rows)
 
     def best(self) -> tuple[int, int, float]:
         """Shape, server and score; ties go to the smaller configuration, then to the first server."""
-        if not self.table.size:
+        if not self._table.size:
             return 0, 0, _UNFIT
-        shape, row = divmod(int(self.table.argmax()), self.table.shape[1])
-        return shape, row, float(self.table[shape, row])
+        shape, column = divmod(int(self._table.argmax()), self._table.shape[1])
+        return shape, int(self._rows[column]), float(self._table[shape, column])
 
     def best_rows(self) -> list[tuple[int, int]]:
         """For each shape its best server, where it fits on any."""
-        if not self.table.size:
+        if not self._table.size:
             return []
-        rows = self.table.argmax(axis=1)
-        return [(shape, int(row)) for shape, row in enumerate(rows) if self.table[shape, row] > _UNFIT]
+        columns = self._table.argmax(axis=1)
+        fitting = [(shape, column) for shape, column in enumerate(columns) if self._table[shape, column] > _UNFIT]
+        return [(shape, int(self._rows[column])) for shape, column in fitting]
+
+    def of(self, shape: int, row: int) -> float:
+        """The score of a shape on a server that is in the table."""
+        return float(self._table[shape, self._column(row)])
 
     def offer(self, shape: int, row: int) -> Offer:
         """The offer of a shape on a server where it fits."""
@@ -213,17 +219,42 @@ class _Scores:
             raise LookupError(f"shape {shape} does not stand on server {row}")
         return offer
 
+    def alike(self, shape: int, row: int, others: Iterable[int]) -> Iterator[int]:
+        """Of some servers those that are as good for a shape as this one."""
+        cluster = self._cluster
+        for other in others:
+            if cluster.instances[row] == 0:
+                if cluster.instances[other] == 0 and cluster.kind[other] == cluster.kind[row]:
+                    yield other
+            elif other in self._rows and self.of(shape, other) == self.of(shape, row):
+                yield other
+
     def refresh(self, row: int) -> None:
-        """A server has changed."""
-        self.table[:, row : row + 1] = self._score(slice(row, row + 1))
+        """An instance has been placed on a server."""
+        if self._open and self._cluster.instances[row] == 1:
+            # It was the first empty server of its class, perhaps: the next one takes its place in the table.
+            new = np.setdiff1d(np.append(self._empty(), row), self._rows)
+            if len(new):
+                self._rows = np.concatenate((self._rows, new))
+                self._table = np.concatenate((self._table, self._score(new)), axis=1)
+        column = self._column(row)
+        self._table[:, column : column + 1] = self._score(np.array([row]))
 
     def drop(self, shape: int, row: int) -> None:
         """What is left is below a shape's window: on servers of this class it is out."""
         kind = self._cluster.kind[row]
         self._up_rps[shape, kind] = _UNFIT
-        self.table[shape, self._cluster.kind == kind] = _UNFIT
+        self._table[shape, self._cluster.kind[self._rows] == kind] = _UNFIT
 
-    def _score(self, rows: slice) -> NDArray[np.float64]:
+    def _column(self, row: int) -> int:
+        return int(np.flatnonzero(self._rows == row)[0])
+
+    def _empty(self) -> NDArray[np.int64]:
+        """The first empty server of each class; the others score the same."""
+        empty = np.flatnonzero(self._cluster.instances == 0)
+        return empty[np.unique(self._cluster.kind[empty], return_index=True)[1]]
+
+    def _score(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Eq. 10 by shape and server: throughput per resource, by the share of the free room that stays unused."""
         cluster = self._cluster
         cores, percent = cluster.cpu_cores[rows], cluster.gpu_percent[rows]
@@ -231,8 +262,6 @@ class _Scores:
         fits = (cores >= self._cores) & (cluster.memory_bytes[rows] >= self._memory) & (up_rps > 0)
         on_gpu = (percent >= self._percent[:, :, None]) & (cluster.gpu_memory[rows] >= self._gpu_memory[:, :, None])
         fits &= on_gpu.any(axis=2) | (self._percent == 0)
-        if not self._open:
-            fits &= cluster.instances[rows] > 0
         free = np.maximum(self._worth * cores + percent.sum(axis=1), self._weight)
         unused = np.maximum(1 - self._weight / free, _EPSILON)
         scores: NDArray[np.float64] = np.where(fits, up_rps / self._weight / unused, _UNFIT)

@@ -88,6 +88,8 @@ def solve_integer(
     """
     if time_limit_s <= 0:
         return FAILURE
+    if not variables:  # the library says so on standard error
+        return Outcome(status=SolverStatus.OPTIMAL, bound=0.0)
     model = _model()
     model.max_mip_gap, model.max_mip_gap_abs = 1e-9, TOLERANCE / 10
     made = [
@@ -147,6 +149,8 @@ class GrowingProgram:
 
     def solve(self) -> bool:
         """Minimise; False when the library fails. Then `values`, `duals` and `cost` are not to be used."""
+        if not self._rows:
+            return True
         try:
             with stdout_to_stderr(quiet=True):
                 return bool(self._model.optimize(relax=True) is mip.OptimizationStatus.OPTIMAL)
@@ -156,7 +160,7 @@ class GrowingProgram:
     @property
     def cost(self) -> float:
         """Of the last solution."""
-        return float(self._model.objective_value)
+        return float(self._model.objective_value) if self._rows else 0.0
 
     def values(self) -> list[float]:
         """Of the columns in the order they were added."""

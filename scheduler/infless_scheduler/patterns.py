@@ -28,7 +28,9 @@ from infless_scheduler.placement import (
     counts,
     lack,
     objective,
+    objective_bound,
     trimmed,
+    unserved_rps,
     whole_servers,
 )
 from infless_scheduler.repair import fitted, released, running_placements, touched
@@ -89,7 +91,7 @@ def _pays(task: Task, fresh: tuple[Placement, ...], carried_on: tuple[Placement,
 def _from_scratch(task: Task, later_than: Callable[[float], Callable[[], bool]]) -> Solution:
     goods = goods_of(task)
     master = Master(task, goods)
-    start(master)
+    start(master, later_than(_MIX_SHARE))
     mixed = generate(master, gap=_GAP, out_of_time=later_than(_MIX_SHARE))
     uses = _rounded(master, later_than(_ROUND_SHARE))
     placements = trimmed(task, seated(task, _seats(task, goods, master.patterns, uses)))
@@ -97,8 +99,8 @@ def _from_scratch(task: Task, later_than: Callable[[float], Callable[[], bool]])
     offers = offers_worth_having(task, goods)
     late = later_than(_EMPTY_SHARE)
     placements = lightened(task, offers, consolidated(task, offers, placements, lambda _: late()))
-    proven = mixed.bound - master.lack_cost(placements)
-    bound = min(whole_servers(task, max(0.0, proven)), objective(task, placements))
+    proven = max(mixed.bound - master.lack_cost(placements), objective_bound(task, unserved_rps(task, placements)))
+    bound = min(whole_servers(task, proven), objective(task, placements))
     return Solution(status=SolverStatus.FEASIBLE, placements=placements, bound=bound, prices=mixed.prices)
 
 

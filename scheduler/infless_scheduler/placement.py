@@ -116,6 +116,9 @@ class Prices:
     """Of one request a second of each function."""
     instance: Mapping[str, float]
     """Of one instance of each function, beside its requests."""
+    most_rps: Mapping[str, float]
+    """Up to which rate of each function they hold: where one instance carried the whole rate, it might carry more of a
+    higher one. Above it they prove what they prove of this rate."""
     fill: tuple[float, ...]
     """The most that a server of each class can be filled with."""
 
@@ -150,10 +153,13 @@ class Task:
         return {id_: function.rate_rps for id_, function in self.functions.items() if function.rate_rps > 0}
 
     def weights(self) -> dict[str, float]:
-        """What leaving a function unserved counts: its rate, but not less than `LEAST_WEIGHT` of the largest."""
+        """What leaving a function unserved counts: its part of all rates, but not less than `LEAST_WEIGHT` of the
+        largest one."""
         wanted = self.wanted_rps
         least = LEAST_WEIGHT * max(wanted.values(), default=0.0)
-        return {function: max(rate_rps, least) for function, rate_rps in wanted.items()}
+        counted = {function: max(rate_rps, least) for function, rate_rps in wanted.items()}
+        total = math.fsum(counted.values())
+        return {function: count / total for function, count in counted.items()}
 
     def alike(self, classes: tuple[ServerClass, ...]) -> bool:
         """Whether the classes are the same ones, whatever servers they have."""
@@ -269,6 +275,7 @@ class Memory:
         return Prices(
             request={id_: price for id_, price in self.prices.request.items() if id_ in same},
             instance={id_: price for id_, price in self.prices.instance.items() if id_ in same},
+            most_rps=self.prices.most_rps,
             fill=self.prices.fill,
         )
 
@@ -309,17 +316,11 @@ def missing_instances(task: Task, placements: Iterable[Placement]) -> dict[str, 
 
 
 def lack(task: Task, placements: Iterable[Placement]) -> float:
-    """What the first goal counts: unserved rates by weight, and each missing instance as much as all rates together."""
+    """What the first goal counts: unserved rates by weight, 1 for all of them, and 1 for each missing instance."""
     placements, weights, wanted = tuple(placements), task.weights(), task.wanted_rps
     unserved = unserved_rps(task, placements)
     rates = math.fsum(weights[function] * rate / wanted[function] for function, rate in unserved.items())
-    missing = sum(missing_instances(task, placements).values())
-    return rates + missing * missing_weight(task)
-
-
-def missing_weight(task: Task) -> float:
-    """What one missing instance counts beside unserved rates."""
-    return math.fsum(task.weights().values()) or 1.0
+    return rates + sum(missing_instances(task, placements).values())
 
 
 def objective(task: Task, placements: Iterable[Placement]) -> float:
@@ -360,11 +361,14 @@ def objective_bound(task: Task, unserved: Mapping[str, float]) -> float:
 
 
 def whole_servers(task: Task, bound: float) -> float:
-    """A bound on the objective, raised to a whole number of servers where all cost the same."""
+    """A bound on the objective, raised to at least one server, and to a whole number of them where all cost the same."""
     costs = {kind.cost(task.problem.beta) for kind in task.classes}
-    if bound > 0 and len(costs) == 1 and (cost := costs.pop()) > 0:
-        return max(bound, cost * math.ceil(bound / cost - 1e-6))
-    return bound
+    if bound <= 0 or not costs:
+        return bound
+    least = min(costs)
+    if len(costs) > 1 or least <= 0:
+        return max(bound, least)
+    return max(bound, least * max(1, math.ceil(bound / least - 1e-6)))
 
 
 def trimmed(task: Task, placements: Iterable[Placement]) -> tuple[Placement, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
@@ -43,31 +43,12 @@ _FIRST_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """A better plan that a solver has found on its way, for whoever watches."""
-
-    solver: str
-    elapsed_s: float
-    lack: float
-    objective: float
-    bound: float
-
-
-Watch = Callable[[Step], None]
-
-
-def _unwatched(step: Step) -> None:
-    """Nobody is told."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
     """What a solver may spend, and what it may know."""
 
     time_limit_s: float
     clock: Clock
     prices: Prices | None = None
-    watch: Watch = _unwatched
 
 
 class Solver(Protocol):
@@ -84,7 +65,6 @@ def plan(
     *,
     time_limit_s: float = TIME_LIMIT_S,
     clock: Clock | None = None,
-    watch: Watch = _unwatched,
 ) -> Plan:
     """The plan for a problem; it has passed `infless_scheduler.check`.
 
@@ -95,13 +75,12 @@ def plan(
         solver: one of `SOLVERS`.
         time_limit_s: for the solver, in seconds.
         clock: measures the solver; the operating system's by default.
-        watch: told of each better plan on the way.
 
     Raises:
         InvalidInput: when there is no such solver or no time.
         PlanRejected: when even the greedy plan breaks a rule, which is a fault of ours.
     """
-    return replan(problem, None, solver, time_limit_s=time_limit_s, clock=clock, watch=watch)[0]
+    return replan(problem, None, solver, time_limit_s=time_limit_s, clock=clock)[0]
 
 
 def replan(
@@ -111,7 +90,6 @@ def replan(
     *,
     time_limit_s: float = TIME_LIMIT_S,
     clock: Clock | None = None,
-    watch: Watch = _unwatched,
 ) -> tuple[Plan, Memory]:
     """As `plan`, with what the last plan has left behind: what is still true of it need not be found again.
 
@@ -121,7 +99,6 @@ def replan(
         solver: as for `plan`.
         time_limit_s: as for `plan`.
         clock: as for `plan`.
-        watch: as for `plan`.
 
     Returns:
         The plan, and the memory for the next call.
@@ -137,7 +114,7 @@ def replan(
     begun_s = clock.now_s()
     task = task_of(problem, None if memory is None else memory.task)
     prices = None if memory is None else memory.prices_for(task)
-    effort = Effort(time_limit_s=time_limit_s, clock=clock, prices=prices, watch=watch)
+    effort = Effort(time_limit_s=time_limit_s, clock=clock, prices=prices)
     name, solution = _solve(task, solver, effort)
     while True:
         if solution.status is SolverStatus.FAILED and name != "greedy":
@@ -196,7 +173,15 @@ def _patterns(task: Task, effort: Effort) -> Solution:
     except (ImportError, OSError) as missing:
         log.warning("the solver library cannot be loaded: %s", missing)
         return Solution(status=SolverStatus.FAILED)
-    return solve_by_patterns(task, time_limit_s=effort.time_limit_s, clock=effort.clock, prices=effort.prices)
+    found = solve_by_patterns(task, time_limit_s=effort.time_limit_s, clock=effort.clock, prices=effort.prices)
+    if not lack(task, found.placements):
+        return found
+    # With too little of everything, whole servers leave no room for small functions; one instance at a time may.
+    other = trimmed(task, better_greedy(task))
+    if lack(task, other) >= lack(task, found.placements):
+        return found
+    bound = objective_bound(task, unserved_rps(task, other))
+    return replace(found, placements=other, bound=min(bound, objective(task, other)))
 
 
 def _greedy(task: Task, effort: Effort) -> Solution:  # noqa: ARG001 - takes less than a second

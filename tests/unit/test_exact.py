@@ -8,11 +8,12 @@ import pytest
 
 from infless_core.clock import ManualClock, SystemClock
 from infless_core.model import Configuration, FunctionDemand, Gpu, Problem, ProfilePoint, Running, Server
-from infless_scheduler import exact
-from infless_scheduler.exact import STATUS, TIME_SHARE, Goal, goal_value, solve_exactly
+from infless_scheduler import milp
+from infless_scheduler.exact import TIME_SHARE, Goal, goal_value, solve_exactly
+from infless_scheduler.milp import STATUS
 from infless_scheduler.native_output import stdout_to_stderr
 from infless_scheduler.placement import SolverStatus, objective, task_of, unserved_rps
-from infless_scheduler.program import program_of, undominated
+from infless_scheduler.program import program_of, worth_trying
 
 GIB = 2**30
 
@@ -146,7 +147,7 @@ def test_library_failure_is_not_ours(monkeypatch):
     def broken(*_args, **_more):
         raise mip.InterfacingError
 
-    monkeypatch.setattr(exact.mip.Model, "optimize", broken)
+    monkeypatch.setattr(milp.mip.Model, "optimize", broken)
     task, solution = _solve(_problem(_function("f", 100, _point(4, 4, 0.05))))
     assert solution.status is SolverStatus.FEASIBLE
     assert not unserved_rps(task, solution.placements)
@@ -167,8 +168,8 @@ def test_dominated_offers_are_left_out_unless_they_run():
     shape = points[2].configuration
     running = (_running("s0", shape),)
     task = task_of(_problem(_function("f", 10, *points), running=running))
-    assert [o.configuration.cpu_cores for o in undominated(task, "f")] == [2, 4]
-    assert [o.configuration.cpu_cores for o in undominated(task, "f", for_capacity=True)] == [2]
+    assert [o.configuration.cpu_cores for o in worth_trying(task, "f", 0)] == [2, 4]
+    assert [o.configuration.cpu_cores for o in worth_trying(task, "f", 0, for_capacity=True)] == [2]
 
 
 def test_only_servers_without_running_instances_are_alike():

@@ -105,7 +105,7 @@ def test_what_is_placed_already_stays_and_counts():
 def test_trimming_drops_what_no_rate_needs():
     """A redundant instance goes, the heaviest first."""
     task = _task(80, (4, 2, 0, 0.05), (4, 4, 0, 0.05))
-    light, heavy = (Placement(function="f", server="s0", gpu=None, offer=offer) for offer in task.offers["f"])
+    light, heavy = (Placement(function="f", server="s0", gpu=None, offer=offer) for offer in task.offers["f"][0])
     assert trimmed(task, (heavy, light)) == trimmed(task, (light, heavy)) == (light,)
 
 

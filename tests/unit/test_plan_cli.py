@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from infless_core.errors import PlanRejected
 from infless_scheduler import cli
 from infless_scheduler.cli import plan_command
+from infless_scheduler.planner import SOLVERS
 
 PROBLEM = {
     "version": 1,
@@ -33,7 +34,7 @@ def _function(**changes):
     return {**PROBLEM, "functions": [{**PROBLEM["functions"][0], **changes}]}
 
 
-@pytest.mark.parametrize("solver", ["auto", "exact", "greedy"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_json_on_standard_output(solver):
     """The plan and nothing but the plan, exit code 0."""
     result = _run(PROBLEM, "--solver", solver, "--json")
@@ -75,7 +76,7 @@ def test_input_that_is_no_problem_is_usage(text):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--solver", "patterns"), "'auto', 'exact', 'greedy'"),
+        (("--solver", "simplex"), "'auto', 'exact', 'patterns', 'greedy', 'uniform'"),
         (("--time-limit-s", "0"), "above 0"),
         (("--time-limit-s", "nan"), "above 0"),
         (("--colour",), "No such option"),

@@ -15,7 +15,8 @@ from infless_provider.controller import Controller
 from infless_provider.functions import ALPHA, FunctionState
 from infless_provider.reconcile import Action, Actual, Bounds, Drain, HandOver, Replace, Resize, Start, reconcile
 from infless_scheduler.autoscale import needs_plan
-from infless_scheduler.planner import plan
+from infless_scheduler.placement import Memory
+from infless_scheduler.planner import replan
 
 LOG = logging.getLogger("infless.autoscaler")
 TICK_S = 1.0
@@ -35,6 +36,8 @@ class Autoscaler:
         self._solver = solver
         self._dirty = asyncio.Event()
         self._least: dict[str, int] = {}
+        self._memory: Memory | None = None
+        """What the last plan has found that is still true for the next one."""
         self._solving = ThreadPoolExecutor(max_workers=1, thread_name_prefix="solver")
         controller.on_dirty = self._dirty.set
 
@@ -90,8 +93,9 @@ class Autoscaler:
         functions = dict(alive)
         versions = {key: function.stored.digest for key, function in functions.items()}
         problem = self._problem(functions)
-        made = await asyncio.get_running_loop().run_in_executor(
-            self._solving, lambda: plan(problem, solver=self._solver, time_limit_s=TIME_LIMIT_S)
+        memory = self._memory
+        made, self._memory = await asyncio.get_running_loop().run_in_executor(
+            self._solving, lambda: replan(problem, memory, self._solver, time_limit_s=TIME_LIMIT_S)
         )
         if any(key in alive and alive[key].stored.digest != digest for key, digest in versions.items()):
             self._dirty.set()  # updated meanwhile: the plan speaks of instances of an older version
@@ -141,12 +145,17 @@ class Autoscaler:
                 )
                 self._controller.fleet.record("plan", instance, instance.reason)
 
-    def _problem(self, functions: dict[str, FunctionState]) -> Problem:
+    async def problem(self) -> Problem:
+        """What would be planned now, and idle functions at rate 0: who asks what-if can name them."""
+        return self._problem(self._controller.functions, idle=True)
+
+    def _problem(self, functions: dict[str, FunctionState], *, idle: bool = False) -> Problem:
         """A snapshot: idle functions have no demand, their spares hold no planned cores."""
         busy = {key: f for key, f in functions.items() if f.rate_rps > 0}
+        told = functions if idle else busy
         return Problem(
             servers=(self._server,),
-            functions=tuple(f.demand(f.rate_rps) for f in busy.values()),
+            functions=tuple(f.demand(f.rate_rps) for f in told.values()),
             running=tuple(
                 Running(
                     id=i.id, function=key, server=self._server.id, gpu=None, configuration=i.configuration

@@ -53,6 +53,10 @@ class Client:
         """Instances, reasons, events."""
         return _object(self._call("GET", "/system/overview"))
 
+    def problem(self) -> dict[str, Any]:
+        """What the provider plans for now, as the problem of a plan file."""
+        return _object(self._call("GET", "/system/infless/problem"))
+
     def _call(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> requests.Response:
         try:
             reply = self._session.request(verb, self._gateway + path, json=body, timeout=300)

@@ -128,6 +128,7 @@ class FunctionState:
             rate_rps=rate_rps,
             max_batch=self.wishes.batch_max,
             profile=self.profile or (self._assumed_point(),),
+            gpu=self.wishes.gpu,
         )
 
     def _assumed_point(self) -> ProfilePoint:

@@ -23,10 +23,12 @@ from infless_core.errors import (
     PlanRejected,
     StateError,
 )
+from infless_core.model import Problem
 from infless_provider import auth, wire
 from infless_provider.controller import Controller
 from infless_provider.settings import NAMESPACE
 from infless_provider.version import VERSION, commit
+from infless_scheduler.problem_file import problem_to_json
 
 _T = TypeVar("_T")
 STATUS: dict[type[InflessError], int] = {
@@ -43,7 +45,11 @@ _OPEN = ("/healthz", "/metrics")
 
 
 def build_app(
-    controller: Controller, loop: asyncio.AbstractEventLoop, password: str | None, metrics: Callable[[], bytes]
+    controller: Controller,
+    loop: asyncio.AbstractEventLoop,
+    password: str | None,
+    metrics: Callable[[], bytes],
+    problem: Callable[[], Awaitable[Problem]],
 ) -> Flask:
     """The Flask application.
 
@@ -52,13 +58,14 @@ def build_app(
         loop: where the work is done.
         password: None switches authentication off.
         metrics: Prometheus text.
+        problem: what is planned for now; asked for on `loop`.
     """
     app = Flask("infless_provider")
 
     def do(work: Awaitable[_T]) -> _T:
         return asyncio.run_coroutine_threadsafe(_as_coroutine(work), loop).result(DEPLOY_TIMEOUT_S)
 
-    handlers = _Handlers(controller, do, metrics)
+    handlers = _Handlers(controller, do, metrics, problem)
     for verb, path, handler in (
         ("GET", "/system/functions", handlers.list_functions),
         ("POST", "/system/functions", handlers.deploy),
@@ -69,6 +76,7 @@ def build_app(
         ("GET", "/system/info", handlers.info),
         ("GET", "/system/namespaces", handlers.namespaces),
         ("GET", "/system/overview", handlers.overview),  # ours: `infless status`
+        ("GET", "/system/infless/problem", handlers.problem),  # ours: `infless plan --live`
         ("GET", "/system/secrets", handlers.no_secrets),
         ("GET", "/healthz", handlers.healthz),
         ("GET", "/metrics", handlers.metrics),
@@ -99,11 +107,16 @@ class _Handlers:
     """One method for each route."""
 
     def __init__(
-        self, controller: Controller, do: Callable[[Awaitable[Any]], Any], metrics: Callable[[], bytes]
-    ) -> None:  # fmt: skip
+        self,
+        controller: Controller,
+        do: Callable[[Awaitable[Any]], Any],
+        metrics: Callable[[], bytes],
+        problem: Callable[[], Awaitable[Problem]],
+    ) -> None:
         self._controller = controller
         self._do = do
         self._metrics = metrics
+        self._problem = problem
 
     def list_functions(self) -> Response:
         """All functions, with their full specification (faas-cli diff compares it)."""
@@ -158,6 +171,10 @@ class _Handlers:
     def overview(self) -> Response:
         """Instances, reasons, events."""
         return jsonify(self._do(self._controller.overview()))
+
+    def problem(self) -> Response:
+        """What is planned for now, as a plan file."""
+        return jsonify(problem_to_json(self._do(self._problem())))
 
     def no_secrets(self) -> Response:
         """There are none yet."""

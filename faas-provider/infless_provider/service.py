@@ -71,7 +71,9 @@ class Provider:
         server = Server(id="local", cpu_cores=len(cpus), memory_bytes=psutil.virtual_memory().total)
         autoscaler = Autoscaler(self._controller, server, self._clock, settings.solver)
         self._control = WsgiBridge(
-            build_app(self._controller, asyncio.get_running_loop(), self._password, self._metrics_text)
+            build_app(
+                self._controller, asyncio.get_running_loop(), self._password, self._metrics_text, autoscaler.problem
+            )
         )
         await self._controller.restore()
         self._spawn(self._controller.fleet.watch())

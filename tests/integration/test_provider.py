@@ -12,11 +12,17 @@ import pytest
 import requests
 from provider_process import ROOT, infless, processes_of, wait_until
 
+from infless_provider.client import Client
+from infless_scheduler.planner import plan
+from infless_scheduler.problem_file import parse_problem
+from infless_scheduler.what_if import apply_changes, compare, comparison_as_text
+
 pytestmark = pytest.mark.integration
 
 HELLO = ROOT / "examples" / "01-hello"
 TEXT = {"content-type": "text/plain"}
 SLOW = "import time\ndef predict(batch):\n    time.sleep(max(batch))\n    return batch\n"
+TIMED = "import time\ndef predict(batch):\n    time.sleep(0.01)\n    return batch\ndef example():\n    return 'x'\n"
 VERSION = "import os\ndef predict(batch):\n    return ['{}'] * len(batch)\n"
 EVENT = """def handle(event, context):
     told = {"method": event.method, "path": event.path, "query": event.query, "body": event.body.decode()}
@@ -59,6 +65,12 @@ def load(provider, name, body=b'"x"', threads=4):
             one.result()
 
 
+def is_busy(problem):
+    """The problem, once a running instance of `busy` has load; else None."""
+    found = any(f.id == "busy.openfaas-fn" and f.rate_rps > 20 for f in problem.functions)
+    return problem if found and any(one.function == "busy.openfaas-fn" for one in problem.running) else None
+
+
 def timed(provider):
     """Children that time a function."""
     return [process for process in processes_of(provider.root) if "--curve" in process.cmdline()]
@@ -95,6 +107,22 @@ class TestControlPlane:
             assert event.send("POST", "/system/scale-function/event", {"replicas": count}).status_code == 202
             event.ready("event", count)
         assert event.status("event")["availableReplicas"] == 1
+
+    def test_what_if_on_the_live_system(self, provider):
+        """The problem of a busy provider, with twice the load, is planned here; idle functions can be named."""
+        client = Client(provider.url, provider.password)
+        provider.deploy("busy", TIMED)
+        provider.deploy("idle")
+        with load(provider, "busy"):
+            now = wait_until(lambda: is_busy(parse_problem(client.problem())), "the provider plans for the load")
+            doubled = apply_changes(now, "rate.*=2x,rate.idle=5,servers.local+=1")
+        rates_rps = {function.id: function.rate_rps for function in now.functions}
+        before, after = plan(now), plan(doubled)
+        assert {f.id: f.rate_rps for f in doubled.functions}["busy.openfaas-fn"] == 2 * rates_rps["busy.openfaas-fn"]
+        assert "idle.openfaas-fn" in {instance.function for instance in after.instances}
+        assert after.allocated > before.allocated > 0
+        assert "local-what-if-1" in {server.id for server in doubled.servers}
+        assert "\nidle.openfaas-fn" in comparison_as_text(compare(before, after, now, doubled))
 
     def test_an_update_rolls_over_without_a_failed_request(self, provider):
         """Under load every answer is 200, old ones first, new ones at last."""

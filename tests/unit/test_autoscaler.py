@@ -11,6 +11,8 @@ from infless_provider.autoscaler import Autoscaler
 from infless_provider.reconcile import HandOver, Resize
 from infless_provider.state import State
 from infless_scheduler.autoscale import RateEstimate
+from infless_scheduler.planner import plan
+from infless_scheduler.problem_file import parse_problem, problem_to_json
 
 ONE = Configuration(batch=8, cpu_cores=1)
 
@@ -116,18 +118,57 @@ def test_a_plan_for_an_older_version_is_dropped(world, scaler, monkeypatch):
 
     async def scenario():
         f = await world.deploy()
-        real = autoscaler.plan
+        real = autoscaler.replan
 
-        def slow(problem, **how):
+        def slow(*problem, **how):
             f.stored = world.controller.functions[f.key].stored.__class__(
                 spec=f.stored.spec, bundle="/b", digest="newer", created_at_s=0
             )  # fmt: skip
-            return real(problem, **how)
+            return real(*problem, **how)
 
-        monkeypatch.setattr(autoscaler, "plan", slow)
+        monkeypatch.setattr(autoscaler, "replan", slow)
         scaler._dirty.clear()
         await scaler._replan()
         assert (f.current(), scaler.last_plan, scaler._dirty.is_set()) == ([], None, True)
+
+    run(scenario())
+
+
+def test_each_plan_remembers_the_one_before(world, scaler, monkeypatch):
+    """The planner is handed what it has left behind, at first nothing."""
+    given, real = [], autoscaler.replan
+
+    def spy(problem, memory, *more, **how):
+        given.append(memory)
+        return real(problem, memory, *more, **how)
+
+    async def scenario():
+        await world.deploy()
+        await scaler._replan()
+        first = scaler._memory
+        await scaler._replan()
+        assert first is not None
+        assert given == [None, first]
+
+    monkeypatch.setattr(autoscaler, "replan", spy)
+    run(scenario())
+
+
+def test_the_problem_is_what_is_planned_and_names_idle_functions(world, scaler):
+    """An idle function has rate 0 and none of its spares in it, so that the plan is the same."""
+
+    async def scenario():
+        busy, idle = await world.deploy("busy"), await world.deploy("idle")
+        await world.running(busy)
+        await world.running(idle)
+        arriving(busy, 50)
+        told, planned = await scaler.problem(), scaler._problem(world.controller.functions)
+        assert [(f.id, f.rate_rps > 0) for f in told.functions] == [(busy.key, True), (idle.key, False)]
+        assert (told.functions[0], told.running) == (planned.functions[0], planned.running)
+        assert [f.id for f in planned.functions] == [one.function for one in told.running] == [busy.key]
+        assert parse_problem(problem_to_json(told)) == told
+        clock = world.clock
+        assert plan(told, "greedy", clock=clock) == plan(planned, "greedy", clock=clock)
 
     run(scenario())
 

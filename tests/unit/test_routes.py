@@ -18,11 +18,14 @@ from infless_core.errors import (
     PlanRejected,
     StateError,
 )
+from infless_core.model import Problem, Server
 from infless_provider.routes import build_app
 from infless_provider.wsgi import WsgiBridge
+from infless_scheduler.problem_file import parse_problem_text
 from infless_watchdog.http import Edge, Limits
 
 PASSWORD = "secret"
+PROBLEM = Problem(servers=(Server(id="local", cpu_cores=4, memory_bytes=2**30),), functions=())
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"admin:secret").decode()}
 
 
@@ -69,6 +72,11 @@ class FakeController:
         """Ours."""
         return {"instances": []}
 
+    async def problem(self):
+        """What is planned for; the autoscaler's, in truth."""
+        await self._do("problem")
+        return PROBLEM
+
 
 @pytest.fixture(scope="module")
 def loop():
@@ -86,7 +94,7 @@ def loop():
 def app(loop):
     """The application with a password; its controller is `app.controller`."""
     controller = FakeController()
-    app = build_app(controller, loop, PASSWORD, lambda: b"# metrics\n")
+    app = build_app(controller, loop, PASSWORD, lambda: b"# metrics\n", controller.problem)
     app.controller = controller
     return app
 
@@ -114,6 +122,7 @@ SYSTEM = [
     ("GET", "/system/info", 200),
     ("GET", "/system/namespaces", 200),
     ("GET", "/system/overview", 200),
+    ("GET", "/system/infless/problem", 200),
     ("GET", "/system/secrets", 200),
     ("POST", "/system/secrets", 501),
     ("PUT", "/system/secrets", 501),
@@ -160,7 +169,7 @@ def test_async_invocations_are_refused_openly(client):
 
 def test_without_authentication_everything_is_open(controller, loop):
     """`--no-auth`."""
-    app = build_app(controller, loop, None, bytes)
+    app = build_app(controller, loop, None, bytes, controller.problem)
     assert app.test_client().get("/system/functions").status_code == 200
 
 
@@ -279,6 +288,13 @@ def test_info_in_the_providers_form(client):
     info = client.get("/system/info", headers={**LOGIN, "X-Forwarded-Host": "gateway:8080"}).json
     assert (info["provider"], info["orchestration"]) == ("infless", "process")
     assert set(info["version"]) == {"release", "sha", "commit_message"}
+
+
+def test_the_problem_is_a_plan_file(client, controller):
+    """Asked for once, on the loop, and written as the planner reads it."""
+    answer = client.get("/system/infless/problem", headers=LOGIN)
+    assert parse_problem_text(answer.text) == PROBLEM
+    assert controller.asked == [("problem",)]
 
 
 def test_lists(client):

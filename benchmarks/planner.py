@@ -1,8 +1,8 @@
 """The placement engine: proofs, sizes, times, stability. `python -m benchmarks.planner [part ...]`.
 
-Each part runs in a process of its own on one core and makes one record, `benchmarks/results/planner-PART.json`; `curves`
-draws `docs/reference/planner-curves.png`. Problems are seeded (`benchmarks/problems.py`). Times are of `plan()` and
-`replan()` whole: ordering, solving, naming the instances, the independent check.
+Each part runs in a process of its own on one core and makes one record, `results/planner-PART.json`; `curves` draws
+`docs/reference/planner-curves.png`. Problems are seeded (`benchmarks/problems.py`). Times are of `plan()` and `replan()`
+whole: ordering, solving, naming the instances, the independent check.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def changed() -> dict[str, Any]:
             for factor in (0.8, 1.2):
                 after = replace(
                     problem,
-                    functions=tuple(replace(f, rate_rps=f.rate_rps * (factor if f is function else 1)) for f in problem.functions),
+                    functions=tuple(
+                        replace(f, rate_rps=f.rate_rps * (factor if f is function else 1)) for f in problem.functions
+                    ),
                 )
                 begun_s = time.perf_counter()
                 made, _ = replan(after, memory)
@@ -117,9 +119,16 @@ def _change(first: Plan, made: Plan, function: str, factor: float, took_s: float
     needed = math.floor(moved_rps / max(i.rate_up_rps for i in own))
     touched = sum(i.action is not PlanAction.KEEP for i in made.instances) + len(made.stop)
     return {
-        "function": function, "factor": factor, "seconds": took_s, "own_instances": len(own), "touched": touched,
-        "touched_share": touched / len(first.instances), "needed": needed, "gap": made.gap, "unserved": len(made.unserved),
-    }  # fmt: skip
+        "function": function,
+        "factor": factor,
+        "seconds": took_s,
+        "own_instances": len(own),
+        "touched": touched,
+        "touched_share": touched / len(first.instances),
+        "needed": needed,
+        "gap": made.gap,
+        "unserved": len(made.unserved),
+    }
 
 
 def _changes(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -128,7 +137,9 @@ def _changes(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds": {"median": statistics.median(seconds), "p95": seconds[int(0.95 * len(seconds))], "max": seconds[-1]},
         "touched_share": {"median": statistics.median(shares), "max": max(shares)},
         "above_1_percent": [
-            {key: row[key] for key in ("function", "factor", "touched", "needed")} for row in rows if row["touched_share"] > 0.01
+            {key: row[key] for key in ("function", "factor", "touched", "needed")}
+            for row in rows
+            if row["touched_share"] > 0.01
         ],
         "gap_max": max(row["gap"] for row in rows),
     }
@@ -153,7 +164,9 @@ def curves() -> dict[str, Any]:
     }
     sizes = []
     for servers, functions in SIZES:
-        timed = _timed(lambda s=servers, f=functions: plan(fleet(s, f, fill=1.15), "patterns", time_limit_s=60), rounds=1)
+        timed = _timed(
+            lambda s=servers, f=functions: plan(fleet(s, f, fill=1.15), "patterns", time_limit_s=60), rounds=1
+        )
         sizes.append({"servers": servers, "functions": functions, **timed})
         print(f"  {servers} servers: {timed['seconds']['median']:.2f} s", file=sys.stderr)
     exponent = _slope([math.log(r["servers"]) for r in sizes], [math.log(r["seconds"]["median"]) for r in sizes])

@@ -2,8 +2,7 @@
 
 The profiles are made by formulas, not taken from anywhere: a batch takes a fixed time, and a time for each request that
 falls with cores and GPU share, each less than in proportion; then each point is off by a few percent, as measured
-tables are. The paper's models differ as its Table 1 and the authors' tables say: by two orders of magnitude in work, and
-in how much a batch gains.
+tables are. The models differ as the paper's do: by two orders of magnitude in work, and in how much a batch gains.
 """
 
 from __future__ import annotations
@@ -41,14 +40,25 @@ class Model:
     gpu_memory_bytes: int
 
 
-PAPER = (
-    Model(name="ssd", target_s=0.2, fixed_s=0.012, core_s=0.052, gpu_s=0.0021, memory_bytes=900 * MIB, gpu_memory_bytes=1100 * MIB),
-    Model(name="mobilenet", target_s=0.2, fixed_s=0.008, core_s=0.016, gpu_s=0.0009, memory_bytes=600 * MIB, gpu_memory_bytes=800 * MIB),
-    Model(name="resnet-50", target_s=0.2, fixed_s=0.014, core_s=0.075, gpu_s=0.0027, memory_bytes=1000 * MIB, gpu_memory_bytes=1200 * MIB),
-    Model(name="textcnn-69", target_s=0.05, fixed_s=0.0022, core_s=0.0035, gpu_s=0.0003, memory_bytes=400 * MIB, gpu_memory_bytes=600 * MIB),
-    Model(name="lstm-2365", target_s=0.05, fixed_s=0.009, core_s=0.0042, gpu_s=0.0006, memory_bytes=500 * MIB, gpu_memory_bytes=700 * MIB),
-    Model(name="dssm-2389", target_s=0.05, fixed_s=0.0018, core_s=0.0024, gpu_s=0.0002, memory_bytes=450 * MIB, gpu_memory_bytes=650 * MIB),
-)  # fmt: skip
+PAPER = tuple(
+    Model(
+        name=name,
+        target_s=target_s,
+        fixed_s=fixed_s,
+        core_s=core_s,
+        gpu_s=gpu_s,
+        memory_bytes=memory_mib * MIB,
+        gpu_memory_bytes=(memory_mib + 200) * MIB,
+    )
+    for name, target_s, fixed_s, core_s, gpu_s, memory_mib in (
+        ("ssd", 0.2, 0.012, 0.052, 0.0021, 900),
+        ("mobilenet", 0.2, 0.008, 0.016, 0.0009, 600),
+        ("resnet-50", 0.2, 0.014, 0.075, 0.0027, 1000),
+        ("textcnn-69", 0.05, 0.0022, 0.0035, 0.0003, 400),
+        ("lstm-2365", 0.05, 0.009, 0.0042, 0.0006, 500),
+        ("dssm-2389", 0.05, 0.0018, 0.0024, 0.0002, 450),
+    )
+)
 """OSVT (200 ms) and the Q&A robot (50 ms), INFless section 5.1."""
 
 
@@ -98,10 +108,7 @@ def mixed_servers(count: int) -> tuple[Server, ...]:
     return (
         *paper_servers(count - plain - large, "p"),
         *(Server(id=f"c{n:05}", cpu_cores=32, memory_bytes=128 * GIB, kind="cpu") for n in range(plain)),
-        *(
-            Server(id=f"l{n:05}", cpu_cores=32, memory_bytes=256 * GIB, gpus=four, kind="large")
-            for n in range(large)
-        ),
+        *(Server(id=f"l{n:05}", cpu_cores=32, memory_bytes=256 * GIB, gpus=four, kind="large") for n in range(large)),
     )
 
 

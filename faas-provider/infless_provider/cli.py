@@ -31,7 +31,7 @@ _FILTER = click.option(
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _LAZY = {
-    "plan": ("infless_scheduler.cli", "plan_command"),
+    "plan": ("infless_provider.plan_cli", "plan_command"),
     "replay": ("infless_provider.replay_cli", "replay_command"),
 }
 """Commands whose module (solver, load generator) is imported only when they are used."""

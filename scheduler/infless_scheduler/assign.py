@@ -135,8 +135,9 @@ def _no_offer(task: Task, function: FunctionDemand) -> str:
     if not batched:
         return f"no configuration is profiled with a batch of at most {function.max_batch}"
     wish = function.gpu
-    barred = {GpuWish.NEVER: lambda g: g > 0, GpuWish.REQUIRE: lambda g: g == 0}.get(wish, lambda _: False)
-    points = [point for point in batched if not barred(point.configuration.gpu_percent)]
+    with_gpu = [wish is not GpuWish.NEVER or not point.configuration.gpu_percent for point in batched]
+    without = [wish is not GpuWish.REQUIRE or point.configuration.gpu_percent > 0 for point in batched]
+    points = [point for point, a, b in zip(batched, with_gpu, without, strict=True) if a and b]
     if not points:
         return f"no configuration is profiled {'with' if wish is GpuWish.REQUIRE else 'without'} a GPU (gpu: {wish})"
     nearest_s = nearest_target_s(points, function.max_batch)
@@ -192,6 +193,7 @@ def _lacking(cluster: Cluster, offer: Offer, rows: NDArray[np.int64]) -> dict[st
     if percent := offer.configuration.gpu_percent:
         share = cluster.gpu_percent[rows] >= percent
         both = share & (cluster.gpu_memory[rows] >= offer.point.gpu_memory_bytes)
-        lacking["GPU share"] = ~share.any(axis=1)
-        lacking["GPU memory"] = share.any(axis=1) & ~both.any(axis=1)
+        some: NDArray[np.bool_] = np.asarray(share.any(axis=1))
+        lacking["GPU share"] = ~some
+        lacking["GPU memory"] = some & ~np.asarray(both.any(axis=1))
     return lacking

@@ -165,8 +165,10 @@ def _nine(value: Fraction) -> Fraction:
 
 
 def _formula(function: FunctionDemand, point: ProfilePoint, slowdown: float) -> tuple[float, float] | str:
-    """`floor(1/t) * b` and `ceil(1/(T - t)) * b`, without rounding when 1/t is below 1; no lower end for b = 1. A
-    sentence where t is too long for the target."""
+    """The window: `floor(1/t) * b` and `ceil(1/(T - t)) * b`, or a sentence where t is too long for the target.
+
+    Without rounding when 1/t is below 1; no lower end for b = 1.
+    """
     batch = point.configuration.batch
     exec_s = Fraction(repr(float(point.exec_s * slowdown)))
     target_s = Fraction(repr(float(function.latency_target_s)))

@@ -44,7 +44,10 @@ class Cluster:
         place = {key: index for index, key in enumerate(kinds)}
         points = [offer.point for offer in kinds.values()]
         sizes = np.array(
-            [(p.configuration.cpu_cores, p.memory_bytes, p.configuration.gpu_percent, p.gpu_memory_bytes) for p in points]
+            [
+                (p.configuration.cpu_cores, p.memory_bytes, p.configuration.gpu_percent, p.gpu_memory_bytes)
+                for p in points
+            ]
         )[[place[id(placement.offer)] for placement in placed]]
         np.add.at(self.instances, rows, 1)
         np.subtract.at(self.cpu_cores, rows, sizes[:, 0])

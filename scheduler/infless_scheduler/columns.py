@@ -11,10 +11,9 @@ best fillings are worth beyond their servers' cost.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
-
 from typing import NamedTuple
 
 import numpy as np
@@ -126,7 +125,9 @@ class Master:
         self._limits += [float(functions[i].instances_max or 0) for i in self._most]
         self._limits += [float(len(kind.servers)) for kind in task.classes]
         prices = [*self.lack_costs, *[self._instance_cost] * len(self._least)]
-        rows = [ElasticRow(sense=least, limit=x, price=p, give=math.inf) for x, p in zip(self._limits, prices, strict=False)]
+        rows = [
+            ElasticRow(sense=least, limit=x, price=p, give=math.inf) for x, p in zip(self._limits, prices, strict=False)
+        ]
         rows += [ElasticRow(sense=most, limit=x) for x in self._limits[len(prices) :]]
         self._program = GrowingProgram(rows)
 
@@ -151,18 +152,18 @@ class Master:
     def _terms(self, pattern: Pattern) -> list[tuple[int, float]]:
         """A pattern's column: what it carries of each function, how many instances, and its one server."""
         goods = self.goods[pattern.kind]
-        carried: Counter[int] = Counter()
+        carried: defaultdict[int, float] = defaultdict(float)
         number: Counter[int] = Counter()
         for item, _ in pattern.items:
             function = int(goods.function[item])
-            carried[function] += goods.share[item]  # type: ignore[assignment]
+            carried[function] += float(goods.share[item])
             number[function] += 1
-        functions, first = len(self.task.functions), len(self.task.functions)
-        terms = [(function, float(share)) for function, share in carried.items() if share > 0]
+        first = len(self.task.functions)
+        terms = [(function, share) for function, share in carried.items() if share > 0]
         for counted in (self._least, self._most):
             terms += [(first + row, float(number[i])) for row, i in enumerate(counted) if number[i]]
             first += len(counted)
-        return [*terms, (first + pattern.kind, 1.0)] if functions else terms
+        return [*terms, (first + pattern.kind, 1.0)]
 
     def lack_cost(self, placements: Sequence[Placement]) -> float:
         """What the program charges for what placements leave undone."""
@@ -267,9 +268,7 @@ def start(master: Master, out_of_time: Callable[[], bool]) -> None:
                 master.add(_pattern(master, kind, goods, goods.knapsack.fill(values).best(), values))
 
 
-def generate(
-    master: Master, *, gap: float, out_of_time: Callable[[], bool], rounds_max: int = 400
-) -> Mixed:
+def generate(master: Master, *, gap: float, out_of_time: Callable[[], bool], rounds_max: int = 400) -> Mixed:
     """Add patterns until the mix is proven to be within `gap` of the best one, or time is over.
 
     Args:
@@ -289,18 +288,22 @@ def generate(
             added += sum(master.add(pattern) for pattern in patterns)
         prices = master.prices(worth, best)
         bound = price_bound(master.task, prices)
-        proof = Mixed(bound=bound, rounds=number, prices=prices) if bound >= proof.bound else replace(proof, rounds=number)
+        proof = (
+            Mixed(bound=bound, rounds=number, prices=prices) if bound >= proof.bound else replace(proof, rounds=number)
+        )
         if not added or master.cost <= proof.bound * (1 + gap) + _NEGLIGIBLE_COST or out_of_time():
             break
     return proof
 
 
 def price_bound(task: Task, prices: Prices) -> float:
-    """What prices prove of a task, if they were found for the same classes and offers: no mix of patterns, known or
-    not, has a lower cost and lack together. (Functions that have no price count as worth nothing.)"""
+    """A bound on cost and lack together of any mix of patterns, known or not, from prices found for the same offers.
+
+    Functions that have no price count as worth nothing.
+    """
     beta = task.problem.beta
-    if any(price < 0 and id_ in task.functions and task.functions[id_].instances_max is None
-           for id_, price in prices.instance.items()):  # fmt: skip
+    limited = [task.functions[id_] for id_, price in prices.instance.items() if price < 0 and id_ in task.functions]
+    if any(function.instances_max is None for function in limited):
         return 0.0  # they were found under a limit that is gone
     constant = math.fsum(
         prices.request.get(id_, 0.0) * min(f.rate_rps, prices.most_rps.get(id_, math.inf))
@@ -341,7 +344,7 @@ def _improving(master: Master, kind: int, goods: Goods, worth: Worth) -> tuple[f
 def _pattern(
     master: Master, kind: int, goods: Goods, items: tuple[tuple[int, int | None], ...], values: NDArray[np.float64]
 ) -> Pattern:
-    """The filling as a pattern; where memory was rounded too kindly, without what is worth least of what is too much."""
+    """The filling as a pattern; where memory was rounded too kindly, without what is too much and worth least."""
     kept = list(items)
     if not goods.knapsack.exact:
         servers = master.task.classes[kind]

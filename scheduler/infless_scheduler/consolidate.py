@@ -42,7 +42,8 @@ def consolidated(
     costs = [kind.cost(beta) for kind in task.classes]
 
     def held(row: int) -> float:
-        return math.fsum(placement.offer.weight(beta) for placement in here[row]) / max(costs[cluster.kind[row]], 1e-9)
+        weight = math.fsum(placement.offer.weight(beta) for placement in here[row])
+        return weight / max(costs[int(cluster.kind[row])], 1e-9)
 
     misses, saved = 0, 0.0
     for row in sorted(here, key=lambda row: (held(row), row)):
@@ -52,7 +53,7 @@ def consolidated(
         if moved is None:
             misses += 1
             continue
-        misses, saved = 0, saved + costs[cluster.kind[row]]
+        misses, saved = 0, saved + costs[int(cluster.kind[row])]
         for placement in here.pop(row):
             spare[placement.function] -= placement.offer.window.up_rps
             number[placement.function] -= 1
@@ -70,8 +71,10 @@ def _moved(
     number: dict[str, int],
     offers: Offers,
 ) -> list[Placement] | None:
-    """Instances on other servers in use that make those that leave superfluous; None (and nothing changed) if there is
-    no room for them."""
+    """Instances on other servers in use that make those that leave superfluous.
+
+    None, and nothing has changed, if there is no room for them.
+    """
     functions = cluster.task.functions
     for placement in leaving:
         cluster.free(placement)
@@ -111,7 +114,9 @@ def lightened(task: Task, offers: Offers, placements: Sequence[Placement]) -> tu
     for place, placement in enumerate(result):
         places[placement.function].append(place)
     for function, own in places.items():
-        while (change := _best_change(task, function, [(p, result[p]) for p in own], offers[function], kinds)) is not None:
+        while (
+            change := _best_change(task, function, [(p, result[p]) for p in own], offers[function], kinds)
+        ) is not None:
             place, offer = change
             old = result[place]
             result[place] = Placement(function=function, server=old.server, gpu=old.gpu, offer=offer)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from infless_core.clock import Clock
+from infless_core.model import Configuration
 from infless_scheduler.greedy import greedy
 from infless_scheduler.milp import TOLERANCE, Outcome, Row, Sense, Variable, solve_integer
 from infless_scheduler.placement import (
@@ -161,7 +162,7 @@ def _kept_and_matched(task: Task, placements: tuple[Placement, ...]) -> tuple[in
     return kept, sum((places & now).values())
 
 
-def _by_place(counts: Mapping[tuple[str, str, str | None, object], int]) -> Counter[tuple[str, str, str | None]]:
+def _by_place(counts: Mapping[tuple[str, str, str | None, Configuration], int]) -> Counter[tuple[str, str, str | None]]:
     places: Counter[tuple[str, str, str | None]] = Counter()
     for key, number in counts.items():
         places[key[:3]] += number
@@ -183,9 +184,7 @@ def _solve(
         if reached is not Goal.LACK or value > 0:
             rows.append(_limit(terms[reached], value + TOLERANCE - layout.constant[reached]))
     outcome = solve_integer(variables, rows, _start(program, layout, start), time_limit_s)
-    return Outcome(
-        status=outcome.status, values=outcome.values, bound=outcome.bound + layout.constant[goal]
-    )
+    return Outcome(status=outcome.status, values=outcome.values, bound=outcome.bound + layout.constant[goal])
 
 
 def _limit(terms: Sequence[tuple[int, float]], limit: float) -> Row:

@@ -1,9 +1,9 @@
 """What one server is filled with when every instance is worth something: the pricing problem of column generation.
 
 A server is several bins at once: cores and memory for all, and each GPU with its percent and its memory. A table over
-all states of a bin gives the best filling (dynamic programming). Cores and percent are counted exactly. Memory is left out where the best filling
-by memory does not exceed it, else counted in granules rounded down: then the value is an upper bound that a real filling
-may miss, and `exact` is false.
+all states of a bin gives the best filling (dynamic programming). Cores and percent are counted exactly. Memory is left
+out where no filling exceeds it, else counted in granules, rounded down: then the value is an upper bound that a real
+filling may miss, and `exact` is false.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ class Knapsack:
         self, cpu_cores: int, memory_bytes: int, gpu_memory_bytes: tuple[int, ...], items: Sequence[Item]
     ) -> None:
         self.items = tuple(items)
-        raw = [
-            (i.cpu_cores, i.memory_bytes, i.gpu_percent, i.gpu_memory_bytes if i.gpu_percent else 0) for i in items
-        ]
+        raw = [(i.cpu_cores, i.memory_bytes, i.gpu_percent, i.gpu_memory_bytes if i.gpu_percent else 0) for i in items]
         sizes = np.array(raw, dtype=np.int64).reshape(len(raw), 4)
         unit = math.gcd(100, *(int(percent) for percent in sizes[:, 2]))
         sizes[:, 2] //= unit
@@ -106,7 +104,7 @@ def _granular(sizes: Ints, capacities: tuple[int, ...], granules: int) -> tuple[
 
 
 class _Bin:
-    """The best value of every state of one bin (the server without its GPUs, or one GPU), with any number of each item."""
+    """The best value of every state of one bin: the server without its GPUs, or one GPU. Any number of each item."""
 
     def __init__(self, grid: _Grid, values: Floats, chosen: NDArray[np.bool_], *, on_gpu: bool) -> None:
         self._index = undominated(grid.sizes, values, chosen & (values > 0))
@@ -211,5 +209,7 @@ def _joined(one: Floats, other: Floats) -> Floats:
     for used_cores in range(cores):
         for used_memory in range(memory):
             here = best[used_cores:, used_memory:]
-            np.maximum(here, one[: cores - used_cores, : memory - used_memory] + other[used_cores, used_memory], out=here)
+            np.maximum(
+                here, one[: cores - used_cores, : memory - used_memory] + other[used_cores, used_memory], out=here
+            )
     return best

@@ -1,7 +1,7 @@
 """The solver library behind two small shells: a linear program that grows by columns, and a mixed-integer one.
 
-The only user of `mip` (python-mip, CBC inside). Deterministic: one thread, a fixed seed, variables and rows in the order
-they are given; only a run that its time limit cuts off may differ from machine to machine.
+The only user of `mip` (python-mip, CBC inside). Deterministic: one thread, a fixed seed, variables and rows in the
+order they are given; only a run that its time limit cuts off may differ from machine to machine.
 """
 
 from __future__ import annotations

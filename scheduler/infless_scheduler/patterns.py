@@ -1,8 +1,8 @@
 """The planner for large problems: the best mix of server fillings, rounded to whole servers.
 
-Column generation (`columns`) gives the mix and the proven bound; rounding costs a fraction of a server for each function,
-whatever the size of the problem, so the larger it is the smaller is the gap. What runs is left as it is, but for what
-must change, while that is near enough to the bound; else a new mix is seated where most of it runs already.
+Column generation (`columns`) gives the mix and the proven bound; rounding costs a fraction of a server for each
+function, whatever the size of the problem, so the larger it is the smaller is the gap. What runs is left as it is, but
+for what must change, while that is near enough to the bound; else a new mix is seated where most of it runs already.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from dataclasses import replace
 
 from infless_core.clock import Clock
 from infless_scheduler.cluster import Cluster
-from infless_scheduler.columns import Goods, Master, Pattern, generate, goods_of, offers_worth_having, price_bound, start
+from infless_scheduler.columns import (
+    Goods,
+    Master,
+    Pattern,
+    generate,
+    goods_of,
+    offers_worth_having,
+    price_bound,
+    start,
+)
 from infless_scheduler.consolidate import consolidated, lightened
 from infless_scheduler.greedy import greedy
 from infless_scheduler.placement import (
@@ -37,8 +46,10 @@ from infless_scheduler.repair import fitted, released, running_placements, touch
 from infless_scheduler.seats import Seat, seated
 
 STAY_GAP = 0.02
-"""What runs is left alone while its objective is proven to be no more than this above the best one: moving instances
-costs answers now, the gain is small and the next change of a rate may undo it."""
+"""Servers are emptied only while the objective is more than this above what is proven: moving instances costs answers
+now, the gain is small and the next change of a rate may undo it."""
+MOVE_GAIN = 0.05
+"""So much of the objective a plan from scratch has to save before everything is moved for it; or it serves more."""
 _GAP = 0.003
 """Of the mix to its own bound: rounding costs more than what a closer mix would gain."""
 _MIX_SHARE, _ROUND_SHARE, _FILL_SHARE, _EMPTY_SHARE = 0.6, 0.8, 0.9, 0.95
@@ -66,26 +77,22 @@ def solve_by_patterns(task: Task, *, time_limit_s: float, clock: Clock, prices: 
     proven = 0.0 if prices is None else price_bound(task, prices)
     carried_on = _carried_on(task, proven, later_than)
     bound = _bound(task, proven, carried_on)
-    if _near(task, carried_on, bound):
+    if objective(task, carried_on) * (1 - MOVE_GAIN) <= bound:
         return Solution(status=SolverStatus.FEASIBLE, placements=carried_on, bound=bound, prices=prices)
     fresh = _from_scratch(task, later_than)
-    bound = max(0.0, fresh.bound) if lack(task, carried_on) <= lack(task, fresh.placements) + _WHOLE else 0.0
-    if _near(task, carried_on, bound) or not _pays(task, fresh.placements, carried_on):
-        return replace(fresh, placements=carried_on, bound=min(bound, objective(task, carried_on)))
-    return fresh
-
-
-def _near(task: Task, placements: tuple[Placement, ...], bound: float) -> bool:
-    return objective(task, placements) <= bound * (1 + STAY_GAP)
+    if _pays(task, fresh.placements, carried_on):
+        return fresh
+    bound = fresh.bound if lack(task, carried_on) <= lack(task, fresh.placements) + _WHOLE else 0.0
+    return replace(fresh, placements=carried_on, bound=min(bound, objective(task, carried_on)))
 
 
 def _pays(task: Task, fresh: tuple[Placement, ...], carried_on: tuple[Placement, ...]) -> bool:
-    """Whether a new plan serves more, or is worth what it costs to get there."""
+    """Whether a new plan serves more, or saves what it costs to get there."""
     more = lack(task, carried_on) - lack(task, fresh)
     if abs(more) > _WHOLE * max(1.0, lack(task, carried_on)):
         return more > 0
     churn = task.problem.churn_cost * (touched(task, fresh) - touched(task, carried_on))
-    return objective(task, fresh) + churn < objective(task, carried_on) * (1 - 1e-9)
+    return objective(task, fresh) + churn < objective(task, carried_on) * (1 - MOVE_GAIN)
 
 
 def _from_scratch(task: Task, later_than: Callable[[float], Callable[[], bool]]) -> Solution:
@@ -147,14 +154,18 @@ def _rest(task: Task, placed: tuple[Placement, ...]) -> Task:
         if (rate_rps or least) and (most is None or most >= max(1, least)):
             functions[id_] = replace(function, rate_rps=rate_rps, instances_min=least, instances_max=most)
     classes = tuple(
-        replace(kind, servers=tuple(server for server in kind.servers if server.id not in used)) for kind in task.classes
+        replace(kind, servers=tuple(server for server in kind.servers if server.id not in used))
+        for kind in task.classes
     )
     return replace(task, problem=replace(task.problem, running=()), functions=functions, classes=classes)
 
 
 def _rounded(master: Master, out_of_time: Callable[[], bool]) -> Counter[int]:
-    """How often each pattern is used, in whole numbers: the whole part of the mix first, then one pattern after the
-    other of what is left, always the one that the mix uses most, with a new mix in between (diving)."""
+    """How often each pattern is used, in whole numbers (diving).
+
+    The whole part of the mix first, then one pattern after the other of what is left, always the one that the mix uses
+    most, with a new mix in between.
+    """
     uses: Counter[int] = Counter()
     while not out_of_time() and master.solve():
         mix = master.mix()

@@ -153,8 +153,7 @@ class Task:
         return {id_: function.rate_rps for id_, function in self.functions.items() if function.rate_rps > 0}
 
     def weights(self) -> dict[str, float]:
-        """What leaving a function unserved counts: its part of all rates, but not less than `LEAST_WEIGHT` of the
-        largest one."""
+        """What leaving a function unserved counts: its part of all rates, at least `LEAST_WEIGHT` of the largest."""
         wanted = self.wanted_rps
         least = LEAST_WEIGHT * max(wanted.values(), default=0.0)
         counted = {function: max(rate_rps, least) for function, rate_rps in wanted.items()}
@@ -206,8 +205,8 @@ def _still_true(
 
 def same_speed(one: FunctionDemand, other: FunctionDemand) -> bool:
     """Whether two demands differ in nothing but their rate and the number of instances."""
-    wants = {"rate_rps": 0.0, "instances_min": 0, "instances_max": None}
-    return one is other or replace(one, **wants) == replace(other, **wants)
+    asked = replace(other, rate_rps=one.rate_rps, instances_min=one.instances_min, instances_max=one.instances_max)
+    return one is other or one == asked
 
 
 def interference_of(problem: Problem, server: Server) -> Interference:
@@ -327,9 +326,7 @@ def objective(task: Task, placements: Iterable[Placement]) -> float:
     """Sum of the costs of the servers in use (paper Eq. 2)."""
     beta = task.problem.beta
     used = {placement.server for placement in placements}
-    return math.fsum(
-        kind.cost(beta) for kind in task.classes for server in kind.servers if server.id in used
-    )
+    return math.fsum(kind.cost(beta) for kind in task.classes for server in kind.servers if server.id in used)
 
 
 def allocated(task: Task, placements: Iterable[Placement]) -> float:
@@ -361,7 +358,7 @@ def objective_bound(task: Task, unserved: Mapping[str, float]) -> float:
 
 
 def whole_servers(task: Task, bound: float) -> float:
-    """A bound on the objective, raised to at least one server, and to a whole number of them where all cost the same."""
+    """A bound on the objective, raised to one server at least, and to a whole number where all cost the same."""
     costs = {kind.cost(task.problem.beta) for kind in task.classes}
     if bound <= 0 or not costs:
         return bound
@@ -377,9 +374,7 @@ def trimmed(task: Task, placements: Iterable[Placement]) -> tuple[Placement, ...
     Removing one never breaks a rule or a goal.
     """
     beta, placements = task.problem.beta, tuple(placements)
-    spare = {
-        function: rate - task.functions[function].rate_rps for function, rate in capacity_rps(placements).items()
-    }
+    spare = {function: rate - task.functions[function].rate_rps for function, rate in capacity_rps(placements).items()}
     number = counts(placements)
     kept = []
     for placement in sorted(placements, key=lambda p: -p.offer.weight(beta)):

@@ -150,7 +150,7 @@ def _is_small(task: Task) -> bool:
 
 
 def _exact(task: Task, effort: Effort) -> Solution:
-    """The quick solver's plan first: where it meets the bound, the costly goals are proven before they are asked for."""
+    """The quick solver's plan first: where it meets its bound, the costliest goal needs no proof any more."""
     begun_s = effort.clock.now_s()
     first = _patterns(task, replace(effort, time_limit_s=_FIRST_SHARE * effort.time_limit_s))
     known = [trimmed(task, better_greedy(task)), first.placements]

@@ -108,7 +108,13 @@ def problem_to_json(problem: Problem) -> dict[str, Any]:
         "servers": [_server_to_json(server) for server in problem.servers],
         "functions": [_function_to_json(function) for function in problem.functions],
         "running": [
-            {"id": r.id, "function": r.function, "server": r.server, "gpu": r.gpu, **_configuration_to_json(r.configuration)}
+            {
+                "id": r.id,
+                "function": r.function,
+                "server": r.server,
+                "gpu": r.gpu,
+                **_configuration_to_json(r.configuration),
+            }
             for r in problem.running
         ],
     }
@@ -206,7 +212,13 @@ def _server(value: object, path: str, faults: list[str]) -> Server | None:
     if not fields.good:
         return None
     return Server(
-        id=id_, kind=kind, cpu_cores=cpu_cores, memory_bytes=memory_bytes, gpus=gpus, draining=draining, interference=own
+        id=id_,
+        kind=kind,
+        cpu_cores=cpu_cores,
+        memory_bytes=memory_bytes,
+        gpus=gpus,
+        draining=draining,
+        interference=own,
     )
 
 
@@ -226,20 +238,23 @@ def _interference(fields: JsonObject, faults: list[str]) -> Interference | None:
     if value is None:
         return None
     own = JsonObject(value, f"{fields.path}.interference", faults, known=_INTERFERENCE, optional="cpu gpu")
-    tables = {}
+    tables: dict[str, tuple[tuple[float, float], ...]] = {}
     for key in _INTERFERENCE:
         rows = own.get(key) or []
-        good = isinstance(rows, list) and all(
-            isinstance(row, list) and len(row) == 2 and all(type(x) in (int, float) for x in row) for row in rows
-        )
-        if not good:
+        tables[key] = ()
+        if isinstance(rows, list) and all(_is_pair(row) for row in rows):
+            tables[key] = tuple((float(share), float(factor)) for share, factor in rows)
+        else:
             own.fault(key, "it is a list of [share, factor] pairs, such as [[0, 1], [1, 1.2]]")
-        tables[key] = tuple((float(share), float(factor)) for share, factor in rows) if good else ()
     try:
         return Interference(cpu=tables["cpu"], gpu=tables["gpu"])
     except InvalidInput as fault:
         own.fault("", str(fault))
         return None
+
+
+def _is_pair(row: object) -> bool:
+    return isinstance(row, list) and len(row) == 2 and all(type(number) in (int, float) for number in row)
 
 
 def _gpu(value: object, path: str, faults: list[str]) -> Gpu | None:

@@ -78,6 +78,7 @@ def feasible_points(
             points themselves stay as they were profiled.
     """
     found = []
+    shares = {} if function.latency_percentile is None else fixed_shares(function.profile)
     for point in sorted(function.profile, key=lambda point: point.configuration):
         if point.configuration.batch > function.max_batch or not _wanted(point.configuration, function.gpu):
             continue
@@ -87,34 +88,35 @@ def feasible_points(
             function.latency_target_s,
             percentile=function.latency_percentile,
             arrival_cv=function.arrival_cv,
-            fixed_share=fixed_share(point, function.profile),
+            fixed_share=shares.get(point.configuration, 1.0),
         )
         if rates is not None:
             found.append((point, rates))
     return tuple(found)
 
 
-def fixed_share(point: ProfilePoint, profile: Sequence[ProfilePoint]) -> float:
-    """The share of a batch's execution time that does not depend on its size, 0 to 1.
+def fixed_shares(profile: Sequence[ProfilePoint]) -> dict[Configuration, float]:
+    """For each configuration the share of a batch's execution time that does not depend on its size, 0 to 1.
 
-    From a straight line through the point and the smallest batch that was profiled with the same cores and GPU
+    From a straight line through its point and the smallest batch that was profiled with the same cores and GPU
     percent. 1, the cautious end, where none is smaller: then nobody knows.
     """
-    own = point.configuration
-    smallest = min(
-        (other for other in profile if _beside(other.configuration, own)),
-        key=lambda other: other.configuration.batch,
-        default=point,
-    )
-    smaller_by = own.batch - smallest.configuration.batch
-    if smaller_by <= 0:
-        return 1.0
-    growing = (point.exec_s - smallest.exec_s) / smaller_by * own.batch
-    return min(1.0, max(0.0, 1 - growing / point.exec_s))
+    smallest: dict[tuple[int, int], ProfilePoint] = {}
+    for point in sorted(profile, key=lambda point: point.configuration.batch):
+        smallest.setdefault((point.configuration.cpu_cores, point.configuration.gpu_percent), point)
+    shares = {}
+    for point in profile:
+        own = point.configuration
+        beside = smallest[own.cpu_cores, own.gpu_percent]
+        smaller_by = own.batch - beside.configuration.batch
+        growing = (point.exec_s - beside.exec_s) / smaller_by * own.batch if smaller_by else 0.0
+        shares[own] = min(1.0, max(0.0, 1 - growing / point.exec_s))
+    return shares
 
 
-def _beside(other: Configuration, own: Configuration) -> bool:
-    return (other.cpu_cores, other.gpu_percent) == (own.cpu_cores, own.gpu_percent)
+def fixed_share(point: ProfilePoint, profile: Sequence[ProfilePoint]) -> float:
+    """The fixed share of one point of a profile, see `fixed_shares`."""
+    return fixed_shares(profile)[point.configuration]
 
 
 def _wanted(configuration: Configuration, gpu: GpuWish) -> bool:

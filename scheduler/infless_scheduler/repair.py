@@ -1,7 +1,7 @@
 """Planning on from what runs: as few instances as possible are touched.
 
-What runs stays where it still keeps the rules. A function that has too much lets instances go, those first whose servers
-hold least; one that has too little gets more where there is room, then on servers that are not in use.
+What runs stays where it still keeps the rules. A function that has too much lets instances go, those first whose
+servers hold least; one that has too little gets more where there is room, then on servers that are not in use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from infless_scheduler.placement import Offer, Placement, Task, capacity_rps, co
 
 
 def running_placements(task: Task) -> tuple[Placement, ...]:
-    """What runs, as placements: without what no longer meets its target, or stands on a server that is being drained."""
+    """What runs, as placements; not what no longer meets its target, or stands on a server that is being drained."""
     kinds = task.class_of()
     known: dict[tuple[str, int], dict[object, Offer]] = {}
     found = []
@@ -26,9 +26,7 @@ def running_placements(task: Task) -> tuple[Placement, ...]:
             known[key] = {offer.configuration: offer for offer in task.offers[running.function][kind]}
         offer = known[key].get(running.configuration)
         if offer is not None and (running.gpu is not None) == (running.configuration.gpu_percent > 0):
-            found.append(
-                Placement(function=running.function, server=running.server, gpu=running.gpu, offer=offer)
-            )
+            found.append(Placement(function=running.function, server=running.server, gpu=running.gpu, offer=offer))
     return tuple(found)
 
 
@@ -60,7 +58,7 @@ def released(task: Task, placements: tuple[Placement, ...], cluster: Cluster) ->
     loose = {
         f
         for f in spare
-        if spare[f] >= smallest[f] and number[f] > task.functions[f].instances_min
+        if (spare[f] >= smallest[f] and number[f] > task.functions[f].instances_min)
         or number[f] > (task.functions[f].instances_max or number[f])
     }
     if not loose:

@@ -76,11 +76,8 @@ def _placed(seat: Seat, server: Server, runs: _Runs) -> Iterable[Placement]:
     """The seat's instances on a server, its GPUs in the order in which most stays as it is."""
     order = tuple(range(len(server.gpus)))
     if runs and 1 < len(order) <= _SLOTS_TRIED:
-        alike = [
-            other
-            for other in itertools.permutations(order)
-            if all(server.gpus[a].memory_bytes == server.gpus[b].memory_bytes for a, b in zip(order, other, strict=True))
-        ]
+        sizes = [gpu.memory_bytes for gpu in server.gpus]
+        alike = [other for other in itertools.permutations(order) if [sizes[slot] for slot in other] == sizes]
         order = max(alike, key=lambda other: (_staying(seat, server, other, runs), [-slot for slot in other]))
     for function, offer, slot in seat.instances:
         gpu = None if slot is None else server.gpus[order[slot]].id

@@ -1,4 +1,4 @@
-"""What OpenFaaS does: each function has equal replicas of one configuration. The baseline that others are compared with.
+"""What OpenFaaS does: each function has equal replicas of one configuration. The baseline to compare with.
 
 OpenFaaS leaves the configuration to its users and the placement to Kubernetes. Here both are as good as equal replicas
 allow: the configuration that holds least for the whole rate, and first-fit on servers that are already in use.
@@ -45,7 +45,8 @@ def _choices(task: Task, function: str) -> list[tuple[float, Configuration, int]
         replicas = max(math.ceil(demand.rate_rps / offer.window.up_rps * (1 - 1e-9)), demand.instances_min)
         most = demand.instances_max or replicas
         short = max(0, replicas - most)
-        choices.append((short * offer.window.up_rps, replicas * offer.weight(task.problem.beta), configuration, min(replicas, most)))
+        weight = replicas * offer.weight(task.problem.beta)
+        choices.append((short * offer.window.up_rps, weight, configuration, min(replicas, most)))
     return [(weight, configuration, replicas) for _, weight, configuration, replicas in sorted(choices)]
 
 

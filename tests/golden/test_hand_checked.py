@@ -150,6 +150,8 @@ def test_beta_by_price_changes_what_is_cheap():
     profile = (_point(4, 4), _point(4, 1, 3))
     problem = Problem(servers=_servers(1, gpus=1), functions=(_function("f", 80, *profile),))
     by_speed = plan(problem, "exact", clock=ManualClock())
-    by_price = plan(Problem(servers=problem.servers, functions=problem.functions, beta=1.36), "exact", clock=ManualClock())
+    by_price = plan(
+        Problem(servers=problem.servers, functions=problem.functions, beta=1.36), "exact", clock=ManualClock()
+    )
     assert by_speed.instances[0].gpu is None
     assert by_price.instances[0].gpu == "g0"

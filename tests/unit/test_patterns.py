@@ -30,9 +30,7 @@ def _function(id_, rate_rps, *points, **more):
 
 def _problem(*functions, sizes=(8,) * 4, gpus=0, **more):
     gpu = tuple(Gpu(id=f"g{n}", memory_bytes=GIB) for n in range(gpus))
-    servers = tuple(
-        Server(id=f"s{n:02}", cpu_cores=cores, memory_bytes=GIB, gpus=gpu) for n, cores in enumerate(sizes)
-    )
+    servers = tuple(Server(id=f"s{n:02}", cpu_cores=cores, memory_bytes=GIB, gpus=gpu) for n, cores in enumerate(sizes))
     return Problem(servers=servers, functions=functions, **more)
 
 

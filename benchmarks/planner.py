@@ -1,8 +1,8 @@
 """The placement engine: proofs, sizes, times, stability. `python -m benchmarks.planner [part ...]`.
 
 Each part runs in a process of its own on one core and makes one record, `results/planner-PART.json`; `curves` draws
-`docs/reference/planner-curves.png`. Problems are seeded (`benchmarks/problems.py`). Times are of `plan()` and `replan()`
-whole: ordering, solving, naming the instances, the independent check.
+`docs/reference/planner-curves.png`. Problems are seeded (`benchmarks/problems.py`). Times are of `plan()` and of
+`replan()` whole: ordering, solving, naming the instances, the independent check.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Interference:
             rising = all(low < high for low, high in pairwise(shares)) and all(a <= b for a, b in pairwise(factors))
             if not (rising and all(0 <= share <= 1 for share in shares) and all(1 <= f < math.inf for f in factors)):
                 raise InvalidInput(
-                    f"interference {table}: pairs of a rising share (0 to 1) and a factor of at least 1 that never falls"
+                    f"interference {table}: pairs of a rising share (0 to 1) and a factor (1 or more) that never falls"
                 )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infless_core.labels import GpuWish
-from infless_core.model import FunctionDemand, PlanAction, PlannedInstance, Running, Server, Unserved
+from infless_core.model import Configuration, FunctionDemand, PlanAction, PlannedInstance, Running, Server, Unserved
 from infless_core.units import format_duration
 from infless_scheduler.cluster import Cluster
 from infless_scheduler.dispatch import shares
@@ -81,20 +81,33 @@ def unserved_of(task: Task, placements: tuple[Placement, ...]) -> tuple[Unserved
 
 
 def _identities(task: Task, placements: Iterable[Placement]) -> list[_Identity]:
-    placed: defaultdict[tuple[str, str, str], list[Placement]] = defaultdict(list)
-    for p in placements:
-        placed[p.function, p.server, p.gpu or ""].append(p)
-    running: defaultdict[tuple[str, str, str], list[Running]] = defaultdict(list)
-    for r in task.problem.running:
-        running[r.function, r.server, r.gpu or ""].append(r)
+    """Keep what can be kept first, so that a resize never uses up an instance that already is as wanted."""
+    same: defaultdict[tuple[object, ...], list[Running]] = defaultdict(list)
+    for r in reversed(task.problem.running):
+        same[r.function, r.server, r.gpu, *_shape(r.configuration)].append(r)
     identities: list[_Identity] = []
+    changed: defaultdict[tuple[str, str, str], list[Placement]] = defaultdict(list)
+    for p in placements:
+        candidates = same.get((p.function, p.server, p.gpu, *_shape(p.offer.point.configuration)))
+        if candidates:
+            identities.append((candidates.pop().id, p, PlanAction.KEEP))
+        else:
+            changed[p.function, p.server, p.gpu or ""].append(p)
+    free: defaultdict[tuple[str, str, str], list[Running]] = defaultdict(list)
+    for r in sorted((r for left in same.values() for r in left), key=lambda r: r.id):
+        free[r.function, r.server, r.gpu or ""].append(r)
     new: list[Placement] = []
-    for place in sorted(placed):
-        taken, left = _take_over(sorted(placed[place], key=_shape), running.get(place, []))
-        identities += taken
-        new += left
-    names = {running.id for running in task.problem.running}
+    for place in sorted(changed):
+        here = sorted(changed[place], key=lambda p: _shape(p.offer.configuration))
+        resized = free[place]
+        identities += [(r.id, p, PlanAction.RESIZE) for r, p in zip(resized, here, strict=False)]
+        new += here[len(resized) :]
+    return identities + _named(new, {running.id for running in task.problem.running})
+
+
+def _named(new: Iterable[Placement], names: set[str]) -> list[_Identity]:
     last: defaultdict[str, int] = defaultdict(int)
+    identities = []
     for placement in new:
         number = last[placement.function] + 1
         while (id_ := f"{placement.function}-{number}") in names:
@@ -105,28 +118,8 @@ def _identities(task: Task, placements: Iterable[Placement]) -> list[_Identity]:
     return identities
 
 
-def _shape(placement: Placement) -> tuple[int, int, int]:
-    given = placement.offer.configuration
+def _shape(given: Configuration) -> tuple[int, int, int]:
     return given.batch, given.cpu_cores, given.gpu_percent
-
-
-def _take_over(placed: list[Placement], running: list[Running]) -> tuple[list[_Identity], list[Placement]]:
-    """Keep what can be kept first, so that a resize never uses up an instance that already is as wanted."""
-    if not running:
-        return [], placed
-    waiting, free = [], list(running)
-    taken: list[_Identity] = []
-    for placement in placed:
-        wanted = placement.offer.configuration
-        for index, candidate in enumerate(free):
-            if candidate.configuration is wanted or candidate.configuration == wanted:
-                taken.append((free.pop(index).id, placement, PlanAction.KEEP))
-                break
-        else:
-            waiting.append(placement)
-    resized = min(len(waiting), len(free))
-    taken += [(r.id, p, PlanAction.RESIZE) for r, p in zip(free, waiting[:resized], strict=False)]
-    return taken, waiting[resized:]
 
 
 def _no_offer(task: Task, function: FunctionDemand) -> str:

@@ -58,8 +58,8 @@ class Facts:
 
 
 def _facts(problem: Problem, plan: Plan) -> Facts:
-    profiled = {(f.id, point.configuration): point for f in problem.functions for point in f.profile}
-    points = [profiled.get((instance.function, instance.configuration)) for instance in plan.instances]
+    profiled = {(f.id, *_shape(point.configuration)): point for f in problem.functions for point in f.profile}
+    points = [profiled.get((i.function, *_shape(i.configuration))) for i in plan.instances]
     on_server: defaultdict[str, list[tuple[PlannedInstance, ProfilePoint | None]]] = defaultdict(list)
     of_function: defaultdict[str, list[PlannedInstance]] = defaultdict(list)
     for instance, point in zip(plan.instances, points, strict=True):
@@ -74,6 +74,11 @@ def _facts(problem: Problem, plan: Plan) -> Facts:
         on_server=dict(on_server),
         of_function=dict(of_function),
     )
+
+
+def _shape(given: Configuration) -> tuple[int, int, int]:
+    """Hashed far more quickly than the configuration, and there are thousands."""
+    return given.batch, given.cpu_cores, given.gpu_percent
 
 
 def _differs(one: float, other: float) -> bool:
@@ -133,7 +138,7 @@ def wishes(facts: Facts) -> Iterator[str]:
 
 def windows(facts: Facts) -> Iterator[str]:
     """Each instance meets its function's target, with the window the formula gives (a smaller one for percentiles)."""
-    formulas: dict[tuple[int, int, int], tuple[float, float] | str] = {}
+    verdicts: dict[tuple[int, int, int, float, float], list[str]] = {}
     for instance, point in zip(facts.plan.instances, facts.points, strict=True):
         function = facts.functions.get(instance.function)
         server = facts.servers.get(instance.server)
@@ -141,22 +146,31 @@ def windows(facts: Facts) -> Iterator[str]:
             continue
         table = facts.problem.interference if server.interference is None else server.interference
         # A point is its function's alone, and lives as long as the facts: its identity is a quick key.
-        key = (id(point), id(table), server.cpu_cores)
-        formula = formulas.get(key)
-        if formula is None:
-            formula = formulas[key] = _formula(function, point, _slowdown(table, server, point.configuration))
-        if isinstance(formula, str):
-            yield f"instance {instance.id}: {formula}"
-            continue
-        up_rps, low_rps = formula
-        if instance.rate_up_rps > up_rps * (1 + _RELATIVE):
-            yield f"instance {instance.id}: rate_up {instance.rate_up_rps} is above the formula's {up_rps}"
-        if function.latency_percentile is None and _differs(instance.rate_up_rps, up_rps):
-            yield f"instance {instance.id}: rate_up {instance.rate_up_rps} is not the formula's {up_rps}"
-        if _differs(instance.rate_low_rps, min(low_rps, instance.rate_up_rps)):
-            yield f"instance {instance.id}: rate_low {instance.rate_low_rps} is not the formula's {low_rps}"
+        key = (id(point), id(table), server.cpu_cores, instance.rate_up_rps, instance.rate_low_rps)
+        verdict = verdicts.get(key)
+        if verdict is None:
+            slowdown = _slowdown(table, server, point.configuration)
+            verdict = verdicts[key] = list(_window_faults(function, point, slowdown, instance))
+        for fault in verdict:
+            yield f"instance {instance.id}: {fault}"
         if not -_RELATIVE <= instance.rate_rps <= instance.rate_up_rps * (1 + _RELATIVE):
             yield f"instance {instance.id}: rate {instance.rate_rps} is outside [0, {instance.rate_up_rps}]"
+
+
+def _window_faults(
+    function: FunctionDemand, point: ProfilePoint, slowdown: float, instance: PlannedInstance
+) -> Iterator[str]:
+    formula = _formula(function, point, slowdown)
+    if isinstance(formula, str):
+        yield formula
+        return
+    up_rps, low_rps = formula
+    if instance.rate_up_rps > up_rps * (1 + _RELATIVE):
+        yield f"rate_up {instance.rate_up_rps} is above the formula's {up_rps}"
+    if function.latency_percentile is None and _differs(instance.rate_up_rps, up_rps):
+        yield f"rate_up {instance.rate_up_rps} is not the formula's {up_rps}"
+    if _differs(instance.rate_low_rps, min(low_rps, instance.rate_up_rps)):
+        yield f"rate_low {instance.rate_low_rps} is not the formula's {low_rps}"
 
 
 def _nine(value: Fraction) -> Fraction:

@@ -49,7 +49,7 @@ def plan_command_with(live: Callable[[str | None], str] | None) -> click.Command
     """
 
     @click.pass_context
-    def run(context: click.Context, **options: Any) -> None:
+    def run(context: click.Context, /, **options: Any) -> None:
         """Plan where instances run, in which configuration, and at which rates.
 
         Exit codes: 0 done, 1 failed, 2 wrong usage or problem file, 3 nothing can be planned.

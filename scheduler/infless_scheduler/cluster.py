@@ -24,6 +24,7 @@ class Cluster:
         self.task = task
         self.servers = [server for kind in task.classes for server in kind.servers]
         self.row = {server.id: row for row, server in enumerate(self.servers)}
+        self._slots = {(server.id, gpu.id): slot for server in self.servers for slot, gpu in enumerate(server.gpus)}
         sizes = [len(kind.servers) for kind in task.classes]
         self.kind: NDArray[np.int64] = np.repeat(np.arange(len(sizes)), sizes)
         slots = max((len(kind.gpu_memory_bytes) for kind in task.classes), default=0)
@@ -60,8 +61,7 @@ class Cluster:
 
     def slot(self, placement: Placement) -> int:
         """The GPU slot of a placement on its server."""
-        gpus = self.servers[self.row[placement.server]].gpus
-        return next((slot for slot, gpu in enumerate(gpus) if gpu.id == placement.gpu), NOWHERE)
+        return NOWHERE if placement.gpu is None else self._slots[placement.server, placement.gpu]
 
     def place(self, function: str, offer: Offer, row: int, slot: int) -> Placement:
         """Put one instance there."""

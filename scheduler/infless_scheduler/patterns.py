@@ -28,6 +28,7 @@ from infless_scheduler.consolidate import consolidated, lightened
 from infless_scheduler.greedy import greedy
 from infless_scheduler.placement import (
     NEGLIGIBLE,
+    Offer,
     Placement,
     Prices,
     Solution,
@@ -75,15 +76,17 @@ def solve_by_patterns(task: Task, *, time_limit_s: float, clock: Clock, prices: 
     if not task.problem.running:
         return _from_scratch(task, later_than)
     proven = 0.0 if prices is None else price_bound(task, prices)
-    carried_on = _carried_on(task, proven, later_than)
-    bound = _bound(task, proven, carried_on)
-    if objective(task, carried_on) * (1 - MOVE_GAIN) <= bound:
+    carried_on, short = _carried_on(task, proven, later_than)
+    worth = objective(task, carried_on)
+    # Where something is missing, prices prove nothing of plans that miss as much.
+    bound = 0.0 if short else min(whole_servers(task, max(0.0, proven)), worth)
+    if worth * (1 - MOVE_GAIN) <= bound:
         return Solution(status=SolverStatus.FEASIBLE, placements=carried_on, bound=bound, prices=prices)
     fresh = _from_scratch(task, later_than)
     if _pays(task, fresh.placements, carried_on):
         return fresh
-    bound = fresh.bound if lack(task, carried_on) <= lack(task, fresh.placements) + _WHOLE else 0.0
-    return replace(fresh, placements=carried_on, bound=min(bound, objective(task, carried_on)))
+    bound = fresh.bound if short <= lack(task, fresh.placements) + _WHOLE else 0.0
+    return replace(fresh, placements=carried_on, bound=min(bound, worth))
 
 
 def _pays(task: Task, fresh: tuple[Placement, ...], carried_on: tuple[Placement, ...]) -> bool:
@@ -111,16 +114,15 @@ def _from_scratch(task: Task, later_than: Callable[[float], Callable[[], bool]])
     return Solution(status=SolverStatus.FEASIBLE, placements=placements, bound=bound, prices=mixed.prices)
 
 
-def _bound(task: Task, proven: float, placements: tuple[Placement, ...]) -> float:
-    """What prices prove of plans that lack nothing; 0 if these placements lack something."""
-    return 0.0 if lack(task, placements) else min(whole_servers(task, max(0.0, proven)), objective(task, placements))
-
-
-def _carried_on(task: Task, proven: float, later_than: Callable[[float], Callable[[], bool]]) -> tuple[Placement, ...]:
+def _carried_on(
+    task: Task, proven: float, later_than: Callable[[float], Callable[[], bool]]
+) -> tuple[tuple[Placement, ...], float]:
     """What runs, less what is not needed; what is missing goes where there is room, then on servers not in use.
 
-    Servers that hold little are emptied into the others until the objective is near what is proven, as long as a server
-    saves more than the churn of moving what is on it.
+    Servers that hold little are emptied into the others while the objective is not near what is proven.
+
+    Returns:
+        The placements, and what they lack.
     """
     running = running_placements(task)
     cluster = Cluster(task, running)
@@ -131,14 +133,20 @@ def _carried_on(task: Task, proven: float, later_than: Callable[[float], Callabl
         added = _from_scratch(rest, later_than).placements
         for placement in added:
             cluster.take(placement)
-        placements = greedy(task, placements + added, cluster=cluster, out_of_time=later_than(_FILL_SHARE))
+        placements += added
+        if lack(rest, added):
+            placements = greedy(task, placements, cluster=cluster, out_of_time=later_than(_FILL_SHARE))
     placements = trimmed(task, placements)
-    worth_it = objective(task, placements) - proven * (1 + STAY_GAP)
-    if proven <= 0 or worth_it <= 0 or lack(task, placements):
-        return placements
-    late = later_than(_EMPTY_SHARE)
-    offers = {function: kinds for function, kinds in task.offers.items() if function in task.functions}
-    return consolidated(task, offers, placements, lambda saved: saved >= worth_it or late())
+    short, excess = lack(task, placements), objective(task, placements) - proven * (1 + STAY_GAP)
+    if proven > 0 and excess > 0 and not short:
+        late = later_than(_EMPTY_SHARE)
+        # Trimming has not been told to the cluster: emptying looks at it anew.
+        placements = consolidated(task, _offers(task), placements, lambda saved: saved >= excess or late())
+    return placements, short
+
+
+def _offers(task: Task) -> dict[str, tuple[tuple[Offer, ...], ...]]:
+    return {function: task.offers[function] for function in task.functions}
 
 
 def _rest(task: Task, placed: tuple[Placement, ...]) -> Task:

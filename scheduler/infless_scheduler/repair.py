@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
+from infless_core.model import Configuration
 from infless_scheduler.cluster import Cluster
 from infless_scheduler.placement import Offer, Placement, Task, capacity_rps, counts
 
@@ -15,19 +16,25 @@ from infless_scheduler.placement import Offer, Placement, Task, capacity_rps, co
 def running_placements(task: Task) -> tuple[Placement, ...]:
     """What runs, as placements; not what no longer meets its target, or stands on a server that is being drained."""
     kinds = task.class_of()
-    known: dict[tuple[str, int], dict[object, Offer]] = {}
+    gpus = {(server.id, gpu.id) for kind in task.classes for server in kind.servers for gpu in server.gpus}
+    known: dict[tuple[str, int], dict[tuple[int, int, int], Offer]] = {}
     found = []
     for running in task.problem.running:
         kind = kinds.get(running.server)
-        if kind is None or running.function not in task.functions:
+        on_gpu = running.configuration.gpu_percent > 0
+        if kind is None or running.function not in task.functions or on_gpu != (running.gpu is not None):
             continue
         key = running.function, kind
         if key not in known:
-            known[key] = {offer.configuration: offer for offer in task.offers[running.function][kind]}
-        offer = known[key].get(running.configuration)
-        if offer is not None and (running.gpu is not None) == (running.configuration.gpu_percent > 0):
+            known[key] = {_shape(offer.configuration): offer for offer in task.offers[running.function][kind]}
+        offer = known[key].get(_shape(running.configuration))
+        if offer is not None and (running.gpu is None or (running.server, running.gpu) in gpus):
             found.append(Placement(function=running.function, server=running.server, gpu=running.gpu, offer=offer))
     return tuple(found)
+
+
+def _shape(given: Configuration) -> tuple[int, int, int]:
+    return given.batch, given.cpu_cores, given.gpu_percent
 
 
 def fitted(task: Task, placements: tuple[Placement, ...], cluster: Cluster) -> tuple[Placement, ...]:

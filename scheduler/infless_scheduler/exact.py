@@ -48,8 +48,9 @@ class Goal(StrEnum):
 
 
 _MAIN_GOALS = (Goal.LACK, Goal.COST)
-POLISH_SHARE = 0.1
-"""Of the time limit, what the goals after the cost may take together: they save no hardware."""
+POLISH_COLUMNS = 400
+"""Up to so many columns the goals after the cost are solved: they save no hardware, and where they would use up the time
+limit, the plan would depend on the machine's mood. Larger problems are left as the incumbent has them."""
 TIME_SHARE: Mapping[Goal, float] = {
     Goal.LACK: 0.3,
     Goal.COST: 0.9,
@@ -73,8 +74,8 @@ def solve_exactly(
         bound: on the objective of plans that lack no more than the incumbent, where one is known.
 
     Returns:
-        Placements, OPTIMAL when nothing serves more and, serving as much, nothing costs less. The later goals are then
-        as good as time allowed.
+        Placements, OPTIMAL when nothing serves more and, serving as much, nothing costs less. The later goals are
+        solved, too, in small problems (`POLISH_COLUMNS`).
     """
     begun_s = clock.now_s()
     programs = {True: program_of(task, for_capacity=True), False: program_of(task)}
@@ -83,13 +84,13 @@ def solve_exactly(
     known = bound, lack(task, incumbent)
     bound = max(bound, objective_bound(task, unserved_rps(task, incumbent)))
     for goal in Goal:
-        end_s = begun_s + time_limit_s
-        if goal not in _MAIN_GOALS:
-            end_s = min(end_s, max(clock.now_s(), begun_s) + POLISH_SHARE * time_limit_s)
+        if goal not in _MAIN_GOALS and len(programs[False].columns) > POLISH_COLUMNS:
+            break
         value = goal_value(task, goal, best)
         if value > _least(task, goal, bound) + TOLERANCE:
             narrow = goal is Goal.LACK or (goal is Goal.COST and not task.problem.churn_cost)
-            stage = _solve(programs[narrow], goal, limits, best, (end_s - clock.now_s()) * TIME_SHARE[goal])
+            left_s = begun_s + time_limit_s - clock.now_s()
+            stage = _solve(programs[narrow], goal, limits, best, left_s * TIME_SHARE[goal])
             placements = _placements(programs[narrow], stage)
             if stage.status is not SolverStatus.FAILED and _no_worse(task, placements, {**limits, goal: value}):
                 best = placements

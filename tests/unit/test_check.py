@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from infless_core.errors import PlanRejected
+from infless_core.labels import GpuWish
 from infless_core.model import (
     Configuration,
     FunctionDemand,
     Gpu,
+    Interference,
     Plan,
     PlanAction,
     PlannedInstance,
@@ -116,6 +118,54 @@ def test_each_broken_rule_is_caught(plan, fault):
     with pytest.raises(PlanRejected) as rejected:
         check(PROBLEM, plan)
     assert any(fault in line for line in rejected.value.faults), rejected.value.faults
+
+
+SLOWER = Interference(cpu=((0.0, 1.0), (1.0, 1.5)), gpu=((0.0, 1.0), (0.4, 1.2)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"gpu": GpuWish.NEVER}, "function f: 1 instances have a GPU, it must not have one"),
+        ({"gpu": GpuWish.REQUIRE}, "function f: 1 instances have no GPU, it requires one"),
+        ({"instances_max": 1}, "function f: 2 instances, at most 1 are allowed"),
+    ],
+)
+def test_wishes_of_functions(changes, fault):
+    """A plan that is good in every other respect is refused when it breaks a wish."""
+    wished = replace(PROBLEM, functions=(replace(PROBLEM.functions[0], **changes),))
+    with pytest.raises(PlanRejected, match=fault):
+        check(wished, GOOD)
+
+
+def test_missing_instances_are_refused_unless_the_plan_says_so():
+    """Below the minimum without a word is a fault; with a reason it is what could be had."""
+    wished = replace(PROBLEM, functions=(replace(PROBLEM.functions[0], instances_min=3, rate_rps=95),))
+    with pytest.raises(PlanRejected, match="2 instances, at least 3 are wanted"):
+        check(wished, replace(GOOD, unserved=()))
+    told = (Unserved(function="f", rate_rps=0, reason="1 of at least 3 instances are missing: no room"),)
+    check(wished, replace(GOOD, unserved=told))
+    with pytest.raises(PlanRejected, match="called unserved but lacks nothing"):
+        check(replace(PROBLEM, functions=(replace(PROBLEM.functions[0], rate_rps=95),)), replace(GOOD, unserved=told))
+
+
+def test_nothing_is_placed_on_a_server_that_drains():
+    """However much room it has."""
+    draining = replace(PROBLEM, servers=(replace(PROBLEM.servers[0], draining=True), PROBLEM.servers[1]))
+    with pytest.raises(PlanRejected, match="server s: it is being drained, 2 instances are on it"):
+        check(draining, GOOD)
+
+
+def test_neighbours_are_counted_by_the_servers_table():
+    """Half the cores to others: factor 1.25, 62.5 ms, 16 batches of 4; on the GPU 1.375 times 1.2: 82.5 ms, 12."""
+    slow = replace(PROBLEM, interference=SLOWER)
+    with pytest.raises(PlanRejected, match="rate_up 80 is above the formula's 64"):
+        check(slow, GOOD)
+    first = replace(KEPT, rate_up_rps=64, rate_low_rps=32)
+    second = replace(STARTED, rate_up_rps=48, rate_low_rps=36)
+    check(slow, replace(GOOD, instances=(first, second)))
+    own = replace(slow, servers=(replace(PROBLEM.servers[0], interference=Interference()), PROBLEM.servers[1]))
+    check(own, GOOD)
 
 
 def test_percentile_may_only_lower_the_window():

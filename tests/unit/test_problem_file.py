@@ -3,13 +3,21 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infless_core.model import Configuration, Plan, PlanStatus
-from infless_scheduler.problem_file import ProblemFileError, parse_problem, parse_problem_text, plan_to_json
+from infless_core.labels import GpuWish
+from infless_core.model import Configuration, Interference, Plan, PlanStatus
+from infless_scheduler.problem_file import (
+    ProblemFileError,
+    parse_problem,
+    parse_problem_text,
+    plan_to_json,
+    problem_to_json,
+)
 
 GOOD = {
     "version": 1,
@@ -111,6 +119,22 @@ POINT = ["functions", 0, "profile", 0]
         (["servers"], GOOD["servers"] * 2, "$.servers[1].id: 's' is there twice"),
         (["functions"], GOOD["functions"] * 2, "$.functions[1].id: 'f' is there twice"),
         (["running"], GOOD["running"] * 2, "$.running[1].id: 'r' is there twice"),
+        (["beta"], {"by": "price", "cpu_core": 1}, "$.beta.gpu: missing"),
+        (["beta"], {"by": "colour", "cpu_core": 1, "gpu": 2}, "$.beta.by: 'colour' is not one of price, flops"),
+        (["beta"], {"by": "price", "cpu_core": 1, "gpu": 0}, "$.beta.gpu: 0 is not a number above 0"),
+        (["churn_cost"], -1, "$.churn_cost: -1 is not"),
+        (["interference"], 3, "$.interference: 3 is not an object"),
+        (["interference"], {"disk": []}, "$.interference.disk: unknown key"),
+        (["interference"], {"cpu": [[0, 1, 2]]}, "$.interference.cpu: it is a list of [share, factor] pairs"),
+        (["interference"], {"cpu": [[0, 0.5]]}, "$.interference: interference ((0.0, 0.5),)"),
+        (["interference"], {"gpu": [[0.5, 1.2], [0.2, 1.3]]}, "$.interference: interference"),
+        (["servers", 0, "interference"], {"cpu": 1}, "$.servers[0].interference.cpu: it is a list"),
+        (["servers", 0, "draining"], "yes", "$.servers[0].draining: 'yes' is not true or false"),
+        (["servers", 0, "kind"], 7, "$.servers[0].kind: 7 is not a text"),
+        (["functions", 0, "gpu"], "maybe", "$.functions[0].gpu: 'maybe' is not one of never, allow, require"),
+        (["functions", 0, "arrival_cv"], -1, "$.functions[0].arrival_cv: -1 is not"),
+        (["functions", 0, "instances_max"], 0, "$.functions[0].instances_max: 0 is not"),
+        (["functions", 0, "instances_min"], -1, "$.functions[0].instances_min: -1 is not"),
         (POINT[:-1], GOOD["functions"][0]["profile"] * 2, "$.functions[0].profile: two points for (b=4, c=2, g=10%)"),
     ],
 )
@@ -118,6 +142,32 @@ def test_each_fault_has_its_path(path, value, fault):
     """One wrong value gives one line that begins with its JSON path (and maybe one for what now dangles)."""
     lines = [line for line in _faults(_changed(path, value)) if not line.endswith("no server 's'")]
     assert [line[: len(fault)] for line in lines] == [fault]
+
+
+def test_minimum_above_maximum():
+    """One line that names both."""
+    data = _changed(["functions", 0, "instances_min"], 3)
+    data["functions"][0]["instances_max"] = 2
+    assert _faults(data) == ("$.functions[0].instances_min: 3 is above instances_max, 2",)
+
+
+def test_beta_by_price():
+    """What a core costs beside one percent of a GPU."""
+    problem = parse_problem(_changed(["beta"], {"by": "price", "cpu_core": 0.034, "gpu": 2.5}))
+    assert problem.beta == pytest.approx(1.36)
+
+
+def test_what_is_written_is_read_again():
+    """Everything that may be said of a problem survives the way to JSON and back."""
+    problem = parse_problem(GOOD)
+    slow = Interference(cpu=((0.0, 1.0), (1.0, 1.5)))
+    server = replace(problem.servers[0], kind="gpu", draining=True, interference=slow)
+    function = replace(
+        problem.functions[0], arrival_cv=2.0, gpu=GpuWish.REQUIRE, instances_min=1, instances_max=4
+    )  # fmt: skip
+    full = replace(problem, servers=(server,), functions=(function,), interference=slow, churn_cost=2.0)
+    for one in (problem, full):
+        assert parse_problem_text(json.dumps(problem_to_json(one))) == one
 
 
 def test_all_faults_at_once():

@@ -40,12 +40,15 @@ class _Wish:
     as_json: bool
 
 
-def plan_command_with(live: Callable[[str | None], str] | None) -> click.Command:
+Live = Callable[[str | None, Path | None], str]
+"""The present problem of a running provider as JSON text, by its address and its state folder (None: the defaults)."""
+
+
+def plan_command_with(live: Live | None) -> click.Command:
     """The command `plan`.
 
     Args:
-        live: gives the present problem of a running provider as JSON text, by its address (None is the default one);
-            without it the command reads files only.
+        live: asks a provider for its present problem; without it the command reads files only.
     """
 
     @click.pass_context
@@ -55,11 +58,12 @@ def plan_command_with(live: Callable[[str | None], str] | None) -> click.Command
         Exit codes: 0 done, 1 failed, 2 wrong usage or problem file, 3 nothing can be planned.
         """
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        file, from_live, gateway = options.pop("file"), options.pop("from_live", False), options.pop("gateway", None)
+        file, from_live = options.pop("file"), options.pop("from_live", False)
+        gateway, state_dir = options.pop("gateway", None), options.pop("state_dir", None)
         if (file is None) is not from_live:
             raise click.UsageError("say what to plan: --problem FILE" + ("" if live is None else ", or --live"))
         try:
-            text = _decoded(file.read()) if live is None or file is not None else live(gateway)
+            text = _decoded(file.read()) if live is None or file is not None else live(gateway, state_dir)
             context.exit(_run(parse_problem_text(text), _Wish(**options)))
         except (ProblemFileError, WhatIfError) as error:
             for fault in error.faults:
@@ -113,6 +117,12 @@ _LIVE_OPTIONS = (
         ["--live", "from_live"], is_flag=True, help="Plan what a running provider has to plan now; a dry run."
     ),
     click.Option(["-g", "--gateway"], envvar="OPENFAAS_URL", help="The provider of --live."),
+    click.Option(
+        ["--state-dir"],
+        type=click.Path(path_type=Path),
+        envvar="INFLESS_STATE",
+        help="Where the password of --live is. Default ~/.infless.",
+    ),
 )
 
 

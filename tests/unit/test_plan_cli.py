@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from infless_core.errors import PlanRejected
 from infless_scheduler import cli
-from infless_scheduler.cli import plan_command
+from infless_scheduler.cli import plan_command, plan_command_with
 from infless_scheduler.planner import SOLVERS
 
 PROBLEM = {
@@ -123,3 +123,57 @@ def test_our_own_fault_is_a_failure(monkeypatch):
     result = _run(PROBLEM)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "for the test" in result.stderr
+
+
+def test_what_if_compares_and_changes_nothing(tmp_path):
+    """The plan of the changed problem, and both side by side."""
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps(PROBLEM))
+    result = CliRunner().invoke(plan_command, ["--problem", str(file), "--what-if", "rate.f=2x"])
+    assert result.exit_code == 0
+    assert "f-2" in result.stdout
+    assert "BEFORE" in result.stdout
+    assert json.loads(file.read_text()) == PROBLEM
+    answer = json.loads(_run(PROBLEM, "--what-if", "rate.f=2x", "--json").stdout)
+    assert answer["what_if"]["totals"]
+
+
+def test_wrong_what_if_is_usage_one_line_each():
+    """Every fault of the text at once, and nothing is planned."""
+    result = _run(PROBLEM, "--what-if", "rate.g=2x,colour.f=3")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["rate.g=2x", "colour.f=3"]
+
+
+def test_explanation_has_reasons_picture_and_totals():
+    """For people as text, for programs as JSON."""
+    lines = _run(PROBLEM, "--explain").stdout
+    assert "why:" in lines
+    assert "cores" in lines
+    assert "optimal by exact" in lines
+    assert json.loads(_run(PROBLEM, "--explain", "--json").stdout)["explanation"]["instances"]
+
+
+def test_explanation_says_what_would_help():
+    """The smallest number of servers that carries the rest."""
+    result = _run(_function(rate_rps=700), "--explain")
+    assert "one more server" in result.stdout
+
+
+def test_picture_is_an_svg_file(tmp_path):
+    """Written beside the plan; where that is not possible, a sentence says so."""
+    assert _run(PROBLEM, "--picture", str(tmp_path / "p.svg")).exit_code == 0
+    assert (tmp_path / "p.svg").read_text().startswith("<svg")
+    result = _run(PROBLEM, "--picture", str(tmp_path / "no" / "p.svg"))
+    assert result.exit_code == 2
+    assert "cannot be written: No such file or directory" in result.stderr
+
+
+def test_live_problem_takes_the_same_way():
+    """What a provider answers is read, checked and planned as a file is; one of both has to be named."""
+    command = plan_command_with(lambda gateway, state_dir: json.dumps({**PROBLEM, "alpha": 0.5}))
+    assert "f-1" in CliRunner().invoke(command, ["--live"]).stdout
+    for arguments in ([], ["--live", "--problem", "-"]):
+        result = CliRunner().invoke(command, arguments, input=json.dumps(PROBLEM))
+        assert result.exit_code == 2
+        assert "--problem FILE, or --live" in result.stderr

@@ -249,7 +249,7 @@ class Trial:
 
 def drawn(count: int) -> list[Trial]:
     """Points by chance, the same each time; every other one at another execution time than the table's."""
-    rng = random.Random("bearable load, validation")
+    rng = random.Random("bearable load, points that no choice was made by")
     found = []
     for number in range(count):
         batch = rng.choice((1, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))

@@ -15,7 +15,7 @@ from infless_provider.state import StoredFunction
 from infless_provider.upstream import Upstream
 from infless_scheduler.autoscale import RateEstimate, ScalingWatch
 from infless_scheduler.dispatch import TurnDispatcher, dispatch_rates
-from infless_scheduler.rates import RateWindow, feasible_points, window
+from infless_scheduler.rates import RateWindow, feasible_points, fixed_shares, window
 
 ALPHA = 0.8
 """Paper Eq. 7."""
@@ -158,7 +158,9 @@ class FunctionState:
         if exec_s is None:
             return None
         batch = instance.configuration if self.profile else Configuration(batch=1, cpu_cores=1)
-        return window(batch, exec_s, self.wishes.latency_target_s, self.wishes.latency_percentile)
+        share = fixed_shares(self.profile).get(instance.configuration, 1.0)
+        wishes = self.wishes
+        return window(batch, exec_s, wishes.latency_target_s, wishes.latency_percentile, fixed_share=share)
 
     def windows(self) -> dict[str, RateWindow]:
         """Windows of the instances that count for planning: starting or ready, of the newest version."""

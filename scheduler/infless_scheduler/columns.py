@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infless_core.model import Configuration
-from infless_scheduler.knapsack import Item, Knapsack, undominated
+from infless_scheduler.knapsack import Item, Knapsack, Packed, undominated
 from infless_scheduler.milp import ElasticRow, GrowingProgram, Sense
 from infless_scheduler.placement import Offer, Placement, Prices, Task, missing_instances, unserved_rps
 
@@ -48,7 +48,7 @@ class Pattern:
     """What one server of a class is filled with: `(item of its goods, GPU slot or None)`, in order."""
 
     kind: int
-    items: tuple[tuple[int, int | None], ...]
+    items: Packed
 
 
 def goods_of(task: Task) -> tuple[Goods, ...]:
@@ -265,7 +265,7 @@ def start(master: Master, out_of_time: Callable[[], bool]) -> None:
         for function in range(len(master.task.functions)):
             values = np.where(goods.function == function, goods.share + _NEGLIGIBLE_COST, 0.0)
             if values.any() and not out_of_time():
-                master.add(_pattern(master, kind, goods, goods.knapsack.fill(values).best(), values))
+                master.add(_pattern(master, kind, goods, goods.knapsack.best(values)[1], values))
 
 
 def generate(master: Master, *, gap: float, out_of_time: Callable[[], bool], rounds_max: int = 400) -> Mixed:
@@ -281,11 +281,11 @@ def generate(master: Master, *, gap: float, out_of_time: Callable[[], bool], rou
     for number in range(1, rounds_max + 1):
         if not master.solve():
             return proof
-        worth, best, added = master.worth(), [], 0
-        for kind, goods in enumerate(master.goods):
-            value, patterns = _improving(master, kind, goods, worth)
-            best.append(value)
-            added += sum(master.add(pattern) for pattern in patterns)
+        worth = master.worth()
+        best, added = _priced(master, worth, exactly=False)
+        if not added and not all(goods.knapsack.exact for goods in master.goods):
+            # The tables see improvements that rounded memory only pretends: now it pays to look exactly.
+            best, added = _priced(master, worth, exactly=True)
         prices = master.prices(worth, best)
         bound = price_bound(master.task, prices)
         proof = (
@@ -318,7 +318,17 @@ def price_bound(task: Task, prices: Prices) -> float:
     return constant - surplus
 
 
-def _improving(master: Master, kind: int, goods: Goods, worth: Worth) -> tuple[float, list[Pattern]]:
+def _priced(master: Master, worth: Worth, *, exactly: bool) -> tuple[list[float], int]:
+    """The most that a server of each class can be worth, and how many patterns that improve the mix have been added."""
+    best, added = [], 0
+    for kind, goods in enumerate(master.goods):
+        value, patterns = _improving(master, kind, goods, worth, exactly=exactly and not goods.knapsack.exact)
+        best.append(value)
+        added += sum(master.add(pattern) for pattern in patterns)
+    return best, added
+
+
+def _improving(master: Master, kind: int, goods: Goods, worth: Worth, *, exactly: bool) -> tuple[float, list[Pattern]]:
     """The most that a server of a class can be worth, and fillings that improve the mix.
 
     The first is the best one; each further one is the best without the functions of those before it. The optimum needs
@@ -329,21 +339,20 @@ def _improving(master: Master, kind: int, goods: Goods, worth: Worth) -> tuple[f
     cost = master.task.classes[kind].cost(master.task.problem.beta) - float(worth.server[kind])
     threshold = cost + _NEGLIGIBLE_COST * max(1.0, master.cost)
     values = goods.share * worth.request[goods.function] + worth.instance[goods.function]
+    best = goods.knapsack.best_exactly if exactly else goods.knapsack.best
     patterns: list[Pattern] = []
-    most, filling = None, goods.knapsack.fill(values)
-    while filling.value > threshold:
-        most = filling.value if most is None else most
-        pattern = _pattern(master, kind, goods, filling.best(), values)
+    value, items = best(values)
+    most = value
+    while value > threshold and items:
+        pattern = _pattern(master, kind, goods, items, values)
         patterns.append(pattern)
         used = goods.function[[item for item, _ in pattern.items]]
         values = np.where(np.isin(goods.function, used), 0.0, values)
-        filling = goods.knapsack.fill(values)
-    return filling.value if most is None else most, patterns
+        value, items = best(values)
+    return most, patterns
 
 
-def _pattern(
-    master: Master, kind: int, goods: Goods, items: tuple[tuple[int, int | None], ...], values: NDArray[np.float64]
-) -> Pattern:
+def _pattern(master: Master, kind: int, goods: Goods, items: Packed, values: NDArray[np.float64]) -> Pattern:
     """The filling as a pattern; where memory was rounded too kindly, without what is too much and worth least."""
     kept = list(items)
     if not goods.knapsack.exact:

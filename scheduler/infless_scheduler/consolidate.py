@@ -107,6 +107,11 @@ def lightened(task: Task, offers: Offers, placements: Sequence[Placement]) -> tu
     """Give instances that their functions need less of a lighter configuration in the same place.
 
     The scale-in threshold comes first (Eq. 7: no function should hold much more than it needs), then what is allocated.
+
+    Args:
+        task: what has to stay served.
+        offers: by function, for each class, those that no other one beats by rate; for the threshold all are tried.
+        placements: what there is.
     """
     kinds = task.class_of()
     result = list(placements)
@@ -140,7 +145,7 @@ def _best_change(
         if (id(old), kind) in seen:
             continue
         seen.add((id(old), kind))
-        for offer in offers[kind]:
+        for offer in task.offers[function][kind] if excess_rps > 0 else offers[kind]:
             if not _within(offer, old) or old.window.up_rps - offer.window.up_rps > spare_rps:
                 continue
             gain = old.weight(beta) - offer.weight(beta)

@@ -49,8 +49,8 @@ class Goal(StrEnum):
 
 _MAIN_GOALS = (Goal.LACK, Goal.COST)
 POLISH_COLUMNS = 400
-"""Up to so many columns the goals after the cost are solved: they save no hardware, and where they would use up the time
-limit, the plan would depend on the machine's mood. Larger problems are left as the incumbent has them."""
+"""Up to so many columns the goals after the cost are solved: they save no hardware, and where they would use up the
+time limit, the plan would depend on the machine's mood. Larger problems are left as the incumbent has them."""
 TIME_SHARE: Mapping[Goal, float] = {
     Goal.LACK: 0.3,
     Goal.COST: 0.9,

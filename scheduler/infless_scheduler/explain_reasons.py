@@ -18,7 +18,7 @@ from infless_core.units import format_duration
 from infless_scheduler.explain_scene import Group, Room, Scene, Standing, changed, copies, lacking
 from infless_scheduler.listing import abbreviated, number, printable, rate, span
 from infless_scheduler.placement import NEGLIGIBLE, Offer, ServerClass
-from infless_scheduler.rates import RateWindow, fixed_share, window
+from infless_scheduler.rates import RateWindow, fixed_shares, window
 
 _CLOSE = 1e-9
 _RULED_OUT_SHOWN = 3
@@ -106,7 +106,7 @@ def _window_when_allowed(function: FunctionDemand, point: ProfilePoint, exec_s: 
         max(function.latency_target_s, nearest_s),
         percentile=function.latency_percentile,
         arrival_cv=function.arrival_cv,
-        fixed_share=fixed_share(point, function.profile),
+        fixed_share=fixed_shares(function.profile)[point.configuration],
     )
     if rates is None:
         raise LookupError(f"{point.configuration} has no window at {nearest_s} s")

@@ -17,6 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infless_scheduler.milp import Row, Sense, Variable, solve_integer
+from infless_scheduler.placement import SolverStatus
+
+Packed = tuple[tuple[int, int | None], ...]
+"""What a server is filled with: items, each with its GPU slot or None."""
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -54,6 +59,7 @@ class Knapsack:
         self, cpu_cores: int, memory_bytes: int, gpu_memory_bytes: tuple[int, ...], items: Sequence[Item]
     ) -> None:
         self.items = tuple(items)
+        self._capacity = cpu_cores, memory_bytes, gpu_memory_bytes
         raw = [(i.cpu_cores, i.memory_bytes, i.gpu_percent, i.gpu_memory_bytes if i.gpu_percent else 0) for i in items]
         sizes = np.array(raw, dtype=np.int64).reshape(len(raw), 4)
         unit = math.gcd(100, *(int(percent) for percent in sizes[:, 2]))
@@ -88,9 +94,64 @@ class Knapsack:
         """What each item takes, in the units in which it is counted here."""
         return self._grid.sizes
 
+    def best(self, values: Floats) -> tuple[float, Packed]:
+        """The best filling by its table.
+
+        Args:
+            values: what each item is worth; an item that is worth nothing is left out.
+
+        Returns:
+            An upper bound on the value of any filling, and one that has this value (where memory was rounded it may
+            take too much of that).
+        """
+        filling = self.fill(values)
+        return filling.value, filling.best()
+
+    def best_exactly(self, values: Floats) -> tuple[float, Packed]:
+        """The same by a mixed-integer program, in which memory is not rounded: slower, for where that matters.
+
+        Where its time limit cuts it off, the bound is what is proven by then.
+        """
+        cpu_cores, memory_bytes, gpus = self._capacity
+        sizes = np.array(
+            [(i.cpu_cores, i.memory_bytes, i.gpu_percent, i.gpu_memory_bytes) for i in self.items], dtype=np.int64
+        )
+        useful = undominated(sizes, values, values > 0).tolist()
+        places = [
+            (item, slot)
+            for item in useful
+            for slot in (range(len(gpus)) if self._on_gpu[item] else (None,))
+            if slot is None or sizes[item, 3] <= gpus[slot]
+        ]
+        rows = [_at_most(places, sizes, 0, cpu_cores), _at_most(places, sizes, 1, memory_bytes)]
+        for slot, gpu_memory in enumerate(gpus):
+            rows += [_at_most(places, sizes, 2, 100, slot), _at_most(places, sizes, 3, gpu_memory, slot)]
+        variables = [Variable(cost=-float(values[item]), integer=True) for item, _ in places]
+        outcome = solve_integer(variables, [row for row in rows if row.terms], None, _EXACT_LIMIT_S)
+        if outcome.status is SolverStatus.FAILED:
+            return math.inf, ()
+        chosen = [place for place, count in zip(places, outcome.values, strict=True) for _ in range(round(count))]
+        return -outcome.bound, tuple(chosen)
+
     def fill(self, values: Floats) -> Filling:
         """The table for these values (one for each item; what is worth nothing is left out)."""
         return Filling(self._grid, values, self._on_gpu)
+
+
+_EXACT_LIMIT_S = 1.0
+"""For one exact filling; it takes about 20 ms."""
+
+
+def _at_most(
+    places: Sequence[tuple[int, int | None]], sizes: Ints, resource: int, capacity: int, slot: int | None = None
+) -> Row:
+    """A capacity, of the server or of one of its GPUs; as a share of it, since bytes are too large for a solver."""
+    terms = [
+        (index, float(sizes[item, resource]) / max(capacity, 1))
+        for index, (item, on) in enumerate(places)
+        if sizes[item, resource] and (slot is None or on == slot)
+    ]
+    return Row(terms=tuple(terms), sense=Sense.AT_MOST, limit=1.0 if capacity else 0.0)
 
 
 def _granular(sizes: Ints, capacities: tuple[int, ...], granules: int) -> tuple[tuple[int, ...], Ints]:
@@ -181,15 +242,15 @@ class Filling:
         """Of the best filling."""
         return float(self._joint[-1][-1, -1])
 
-    def best(self) -> tuple[tuple[int, int | None], ...]:
-        """The best filling: its items, each with its GPU slot or None."""
+    def best(self) -> Packed:
+        """The best filling."""
         return self._trace(len(self._grid.gpu_memory), self._grid.cpu_cores, self._grid.memory)
 
     def _empty(self, slot: int) -> tuple[int, int]:
         """Percent and memory of a GPU on which nothing runs."""
         return self._grid.percent, self._grid.gpu_memory[slot]
 
-    def _trace(self, gpus: int, cores: int, memory: int) -> tuple[tuple[int, int | None], ...]:
+    def _trace(self, gpus: int, cores: int, memory: int) -> Packed:
         """The items of the best filling with so many of the GPUs, cores and so much memory."""
         if not gpus:
             return tuple((item, None) for item in self._plain.trace((cores, memory, 0, 0)))

@@ -114,11 +114,6 @@ def fixed_shares(profile: Sequence[ProfilePoint]) -> dict[Configuration, float]:
     return shares
 
 
-def fixed_share(point: ProfilePoint, profile: Sequence[ProfilePoint]) -> float:
-    """The fixed share of one point of a profile, see `fixed_shares`."""
-    return fixed_shares(profile)[point.configuration]
-
-
 def _wanted(configuration: Configuration, gpu: GpuWish) -> bool:
     if gpu is GpuWish.ALLOW:
         return True

@@ -148,6 +148,13 @@ def test_lighter_configuration_in_the_same_place():
     assert not unserved_rps(task, after)
 
 
+def test_threshold_comes_before_the_higher_rate():
+    """Of two batches that hold the same, the one whose threshold the rate reaches, though the other bears more."""
+    problem = _problem(_function("f", 75, _point(4, 2, 0.05), _point(32, 2, 0.1)))
+    made = plan(problem, "patterns", clock=ManualClock())
+    assert [instance.configuration.batch for instance in made.instances] == [4]
+
+
 def test_what_runs_is_known_again():
     """Not on a server that is being drained, nor in a configuration that no longer meets the target."""
     problem = _problem(_function("f", 80, QUAD))

@@ -10,7 +10,7 @@ from infless_core.errors import InvalidInput
 from infless_core.labels import GpuWish
 from infless_core.model import Configuration, FunctionDemand, ProfilePoint
 from infless_scheduler.bearable import bearable_load
-from infless_scheduler.rates import RateWindow, feasible_points, fixed_share, nearest_target_s, window
+from infless_scheduler.rates import RateWindow, feasible_points, fixed_shares, nearest_target_s, window
 
 
 def _configuration(batch, cpu_cores=1, gpu_percent=0):
@@ -151,7 +151,8 @@ def test_a_percentile_takes_burstiness_and_the_profiles_shape_into_account():
 )
 def test_fixed_share_is_read_off_the_profile(profile, expected):
     """A straight line through the smallest batch beside it, kept within 0 and 1; 1 where nothing is known."""
-    assert fixed_share(_point(4, 0.07), profile) == pytest.approx(expected)
+    own = _point(4, 0.07)
+    assert fixed_shares([*profile, own])[own.configuration] == pytest.approx(expected)
 
 
 @settings(deadline=None)

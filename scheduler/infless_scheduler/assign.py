@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infless_core.labels import GpuWish
-from infless_core.model import Configuration, FunctionDemand, PlanAction, PlannedInstance, Running, Server, Unserved
+from infless_core.model import FunctionDemand, PlanAction, PlannedInstance, Running, Server, Unserved
 from infless_core.units import format_duration
 from infless_scheduler.cluster import Cluster
 from infless_scheduler.dispatch import shares
@@ -20,7 +20,7 @@ from infless_scheduler.rates import RateWindow, nearest_target_s
 _Identity = tuple[str, Placement, PlanAction]
 
 
-def instances_of(task: Task, placements: Iterable[Placement]) -> tuple[PlannedInstance, ...]:
+def instances_of(task: Task, placements: Sequence[Placement]) -> tuple[PlannedInstance, ...]:
     """The planned instances in the order of their ids, each with its rate by the dispatch formula.
 
     A placement takes over a running instance of its function on its server and GPU: one in the same configuration is
@@ -34,20 +34,23 @@ def instances_of(task: Task, placements: Iterable[Placement]) -> tuple[PlannedIn
     for function, own in windows.items():
         served_rps = min(task.functions[function].rate_rps, math.fsum(w.up_rps for w in own.values()))
         rates |= shares(own, served_rps)
-    return tuple(
-        PlannedInstance(
-            id=id_,
-            function=placement.function,
-            server=placement.server,
-            gpu=placement.gpu,
-            configuration=placement.offer.configuration,
-            rate_low_rps=placement.offer.window.low_rps,
-            rate_up_rps=placement.offer.window.up_rps,
-            rate_rps=rates[id_],
-            action=action,
+    instances = []
+    for id_, placement, action in identities:
+        offer = placement.offer
+        instances.append(
+            PlannedInstance(
+                id=id_,
+                function=placement.function,
+                server=placement.server,
+                gpu=placement.gpu,
+                configuration=offer.point.configuration,
+                rate_low_rps=offer.window.low_rps,
+                rate_up_rps=offer.window.up_rps,
+                rate_rps=rates[id_],
+                action=action,
+            )
         )
-        for id_, placement, action in identities
-    )
+    return tuple(instances)
 
 
 def stopped(task: Task, instances: Iterable[PlannedInstance]) -> tuple[str, ...]:
@@ -80,25 +83,28 @@ def unserved_of(task: Task, placements: tuple[Placement, ...]) -> tuple[Unserved
     return tuple(unserved)
 
 
-def _identities(task: Task, placements: Iterable[Placement]) -> list[_Identity]:
+def _identities(task: Task, placements: Sequence[Placement]) -> list[_Identity]:
     """Keep what can be kept first, so that a resize never uses up an instance that already is as wanted."""
+    identities = [(p.running, p, PlanAction.KEEP) for p in placements if p.running is not None]
+    known = {id_ for id_, _, _ in identities}
     same: defaultdict[tuple[object, ...], list[Running]] = defaultdict(list)
     for r in reversed(task.problem.running):
-        same[r.function, r.server, r.gpu, *_shape(r.configuration)].append(r)
-    identities: list[_Identity] = []
+        if r.id not in known:
+            same[r.function, r.server, r.gpu, r.configuration].append(r)
     changed: defaultdict[tuple[str, str, str], list[Placement]] = defaultdict(list)
     for p in placements:
-        candidates = same.get((p.function, p.server, p.gpu, *_shape(p.offer.point.configuration)))
-        if candidates:
-            identities.append((candidates.pop().id, p, PlanAction.KEEP))
-        else:
-            changed[p.function, p.server, p.gpu or ""].append(p)
+        if p.running is None:
+            candidates = same.get((p.function, p.server, p.gpu, p.offer.configuration))
+            if candidates:
+                identities.append((candidates.pop().id, p, PlanAction.KEEP))
+            else:
+                changed[p.function, p.server, p.gpu or ""].append(p)
     free: defaultdict[tuple[str, str, str], list[Running]] = defaultdict(list)
     for r in sorted((r for left in same.values() for r in left), key=lambda r: r.id):
         free[r.function, r.server, r.gpu or ""].append(r)
     new: list[Placement] = []
     for place in sorted(changed):
-        here = sorted(changed[place], key=lambda p: _shape(p.offer.configuration))
+        here = sorted(changed[place], key=lambda p: p.offer.configuration)
         resized = free[place]
         identities += [(r.id, p, PlanAction.RESIZE) for r, p in zip(resized, here, strict=False)]
         new += here[len(resized) :]
@@ -116,10 +122,6 @@ def _named(new: Iterable[Placement], names: set[str]) -> list[_Identity]:
         names.add(id_)
         identities.append((id_, placement, PlanAction.START))
     return identities
-
-
-def _shape(given: Configuration) -> tuple[int, int, int]:
-    return given.batch, given.cpu_cores, given.gpu_percent
 
 
 def _no_offer(task: Task, function: FunctionDemand) -> str:

@@ -58,8 +58,17 @@ class Facts:
 
 
 def _facts(problem: Problem, plan: Plan) -> Facts:
-    profiled = {(f.id, *_shape(point.configuration)): point for f in problem.functions for point in f.profile}
-    points = [profiled.get((i.function, *_shape(i.configuration))) for i in plan.instances]
+    # Keys of plain numbers: configurations are hashed far more slowly, and there are thousands.
+    profiled = {
+        (f.id, c.batch, c.cpu_cores, c.gpu_percent): point
+        for f in problem.functions
+        for point in f.profile
+        for c in (point.configuration,)
+    }
+    points = []
+    for instance in plan.instances:
+        c = instance.configuration
+        points.append(profiled.get((instance.function, c.batch, c.cpu_cores, c.gpu_percent)))
     on_server: defaultdict[str, list[tuple[PlannedInstance, ProfilePoint | None]]] = defaultdict(list)
     of_function: defaultdict[str, list[PlannedInstance]] = defaultdict(list)
     for instance, point in zip(plan.instances, points, strict=True):
@@ -76,11 +85,6 @@ def _facts(problem: Problem, plan: Plan) -> Facts:
     )
 
 
-def _shape(given: Configuration) -> tuple[int, int, int]:
-    """Hashed far more quickly than the configuration, and there are thousands."""
-    return given.batch, given.cpu_cores, given.gpu_percent
-
-
 def _differs(one: float, other: float) -> bool:
     return not abs(one - other) <= _RELATIVE * max(1e-3, abs(one), abs(other))
 
@@ -88,6 +92,7 @@ def _differs(one: float, other: float) -> bool:
 def references(facts: Facts) -> Iterator[str]:
     """Every id names something that exists, and no instance's id is used twice."""
     seen: set[str] = set()
+    gpus = {(server.id, gpu.id) for server in facts.problem.servers for gpu in server.gpus}
     for instance in facts.plan.instances:
         if instance.id in seen:
             yield f"instance {instance.id}: its id is there twice"
@@ -97,7 +102,7 @@ def references(facts: Facts) -> Iterator[str]:
         server = facts.servers.get(instance.server)
         if server is None:
             yield f"instance {instance.id}: there is no server {instance.server}"
-        elif instance.gpu is not None and all(gpu.id != instance.gpu for gpu in server.gpus):
+        elif instance.gpu is not None and (server.id, instance.gpu) not in gpus:
             yield f"instance {instance.id}: server {server.id} has no GPU {instance.gpu}"
     for unserved in facts.plan.unserved:
         if unserved.function not in facts.functions:
@@ -263,7 +268,8 @@ def actions(facts: Facts) -> Iterator[str]:
             continue
         if (now.function, now.server, now.gpu) != (instance.function, instance.server, instance.gpu):
             yield f"instance {instance.id}: it runs {now.function} on {now.server}, GPU {now.gpu}, and cannot move"
-        if (now.configuration == instance.configuration) != (instance.action is PlanAction.KEEP):
+        same = now.configuration is instance.configuration or now.configuration == instance.configuration
+        if same != (instance.action is PlanAction.KEEP):
             yield f"instance {instance.id}: action {instance.action}, {now.configuration} to {instance.configuration}"
     planned = {instance.id for instance in facts.plan.instances}
     if sorted(facts.plan.stop) != sorted(set(running) - planned):

@@ -85,6 +85,8 @@ def _settled(windows: Mapping[str, RateWindow], rates: dict[str, float], rate_rp
     """Give what rounding lost or added to the first instances that have room, so that the sum is the rate."""
     missing_rps = rate_rps - math.fsum(rates.values())
     for id_ in sorted(rates):
+        if missing_rps == 0.0:
+            break
         settled = min(windows[id_].up_rps, max(0.0, rates[id_] + missing_rps))
         missing_rps -= settled - rates[id_]
         rates[id_] = settled

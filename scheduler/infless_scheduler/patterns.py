@@ -136,7 +136,9 @@ def _carried_on(
         placements += added
         if lack(rest, added):
             placements = greedy(task, placements, cluster=cluster, out_of_time=later_than(_FILL_SHARE))
-    placements = trimmed(task, placements)
+    grown = {placement.function for placement in placements[len(kept) :]}
+    same = tuple(placement for placement in placements if placement.function not in grown)
+    placements = same + trimmed(task, (placement for placement in placements if placement.function in grown))
     short, excess = lack(task, placements), objective(task, placements) - proven * (1 + STAY_GAP)
     if proven > 0 and excess > 0 and not short:
         late = later_than(_EMPTY_SHARE)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from infless_core.model import Configuration, FunctionDemand, Interference, Problem, ProfilePoint, Server
 from infless_scheduler.rates import RateWindow, feasible_points
@@ -83,14 +84,18 @@ class ServerClass:
         return factor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """One instance to be: a function in a configuration on a server, on one of its GPUs or on none."""
+class Placement(NamedTuple):
+    """One instance to be: a function in a configuration on a server, on one of its GPUs or on none.
+
+    A tuple, because a large plan makes tens of thousands, over and over.
+    """
 
     function: str
     server: str
     gpu: str | None
     offer: Offer
+    running: str | None = None
+    """The id of the running instance that it is, where that is known already."""
 
 
 class SolverStatus(StrEnum):

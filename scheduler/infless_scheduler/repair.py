@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-from infless_core.model import Configuration
+from infless_core.model import Running
 from infless_scheduler.cluster import Cluster
 from infless_scheduler.placement import Offer, Placement, Task, capacity_rps, counts
 
@@ -17,24 +17,26 @@ def running_placements(task: Task) -> tuple[Placement, ...]:
     """What runs, as placements; not what no longer meets its target, or stands on a server that is being drained."""
     kinds = task.class_of()
     gpus = {(server.id, gpu.id) for kind in task.classes for server in kind.servers for gpu in server.gpus}
-    known: dict[tuple[str, int], dict[tuple[int, int, int], Offer]] = {}
+    known: dict[tuple[object, ...], Offer | None] = {}
     found = []
     for running in task.problem.running:
-        kind = kinds.get(running.server)
-        on_gpu = running.configuration.gpu_percent > 0
-        if kind is None or running.function not in task.functions or on_gpu != (running.gpu is not None):
-            continue
-        key = running.function, kind
+        kind, given = kinds.get(running.server), running.configuration
+        key = running.function, kind, given.batch, given.cpu_cores, given.gpu_percent
         if key not in known:
-            known[key] = {_shape(offer.configuration): offer for offer in task.offers[running.function][kind]}
-        offer = known[key].get(_shape(running.configuration))
-        if offer is not None and (running.gpu is None or (running.server, running.gpu) in gpus):
-            found.append(Placement(function=running.function, server=running.server, gpu=running.gpu, offer=offer))
+            known[key] = _offer(task, running, kind)
+        offer = known[key]
+        on_gpu = running.gpu is not None
+        if offer is None or on_gpu != (given.gpu_percent > 0) or (on_gpu and (running.server, running.gpu) not in gpus):
+            continue
+        found.append(Placement(running.function, running.server, running.gpu, offer, running.id))
     return tuple(found)
 
 
-def _shape(given: Configuration) -> tuple[int, int, int]:
-    return given.batch, given.cpu_cores, given.gpu_percent
+def _offer(task: Task, running: Running, kind: int | None) -> Offer | None:
+    if kind is None or running.function not in task.functions:
+        return None
+    offers = task.offers[running.function][kind]
+    return next((offer for offer in offers if offer.configuration == running.configuration), None)
 
 
 def fitted(task: Task, placements: tuple[Placement, ...], cluster: Cluster) -> tuple[Placement, ...]:

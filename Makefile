@@ -41,6 +41,8 @@ bench: $(STAMP) ## every figure of the README, as JSON records in benchmarks/res
 	@$(BIN)/python -m benchmarks.peers.install || true
 	@$(BIN)/python -m benchmarks.watchdog
 	@$(BIN)/python -m benchmarks.cost
+	@$(BIN)/python -m benchmarks.planner
+	@$(BIN)/python -m benchmarks.bearable_load --validate
 	@$(BIN)/python -m benchmarks.provider
 	@$(BIN)/python -m benchmarks.deploy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,18 @@ from infless_scheduler.rates import RateWindow, nearest_target_s
 _Identity = tuple[str, Placement, PlanAction]
 
 
-def instances_of(task: Task, placements: Sequence[Placement]) -> tuple[PlannedInstance, ...]:
+def instances_of(
+    task: Task, placements: Sequence[Placement], before: Mapping[str, PlannedInstance] | None = None
+) -> tuple[PlannedInstance, ...]:
     """The planned instances in the order of their ids, each with its rate by the dispatch formula.
 
     A placement takes over a running instance of its function on its server and GPU: one in the same configuration is
     kept, else one is resized. What is left starts, as `<function>-<n>` with the smallest n that is free.
+
+    Args:
+        task: what was planned.
+        placements: the plan.
+        before: instances of an earlier plan, by id: what would come out the same is taken from there.
     """
     identities = sorted(_identities(task, placements), key=lambda identity: identity[0])
     windows: defaultdict[str, dict[str, RateWindow]] = defaultdict(dict)
@@ -34,9 +41,13 @@ def instances_of(task: Task, placements: Sequence[Placement]) -> tuple[PlannedIn
     for function, own in windows.items():
         served_rps = min(task.functions[function].rate_rps, math.fsum(w.up_rps for w in own.values()))
         rates |= shares(own, served_rps)
-    instances = []
+    before, instances = before or {}, []
     for id_, placement, action in identities:
         offer = placement.offer
+        known = before.get(id_)
+        if known is not None and known.action is action is PlanAction.KEEP and _is(known, placement, rates[id_]):
+            instances.append(known)
+            continue
         instances.append(
             PlannedInstance(
                 id=id_,
@@ -51,6 +62,18 @@ def instances_of(task: Task, placements: Sequence[Placement]) -> tuple[PlannedIn
             )
         )
     return tuple(instances)
+
+
+def _is(known: PlannedInstance, placement: Placement, rate_rps: float) -> bool:
+    """Whether a kept instance is as it was planned before."""
+    offer = placement.offer
+    return (
+        known.rate_rps == rate_rps
+        and known.rate_up_rps == offer.window.up_rps
+        and known.rate_low_rps == offer.window.low_rps
+        and known.configuration == offer.point.configuration
+        and (known.function, known.server, known.gpu) == placement[:3]
+    )
 
 
 def stopped(task: Task, instances: Iterable[PlannedInstance]) -> tuple[str, ...]:

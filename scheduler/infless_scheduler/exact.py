@@ -28,7 +28,7 @@ from infless_scheduler.placement import (
     trimmed,
     unserved_rps,
 )
-from infless_scheduler.program import Program, program_of, running_counts
+from infless_scheduler.program import Program, program_of, running_counts, size_of
 from infless_scheduler.repair import touched
 
 
@@ -78,17 +78,19 @@ def solve_exactly(
         solved, too, in small problems (`POLISH_COLUMNS`).
     """
     begun_s = clock.now_s()
-    programs = {True: program_of(task, for_capacity=True), False: program_of(task)}
-    best, proven = incumbent, True
+    programs: dict[bool, Program] = {}
+    best, proven, polish = incumbent, True, size_of(task) <= POLISH_COLUMNS
     limits: dict[Goal, float] = {}
     known = bound, lack(task, incumbent)
     bound = max(bound, objective_bound(task, unserved_rps(task, incumbent)))
     for goal in Goal:
-        if goal not in _MAIN_GOALS and len(programs[False].columns) > POLISH_COLUMNS:
+        if goal not in _MAIN_GOALS and not polish:
             break
         value = goal_value(task, goal, best)
         if value > _least(task, goal, bound) + TOLERANCE:
             narrow = goal is Goal.LACK or (goal is Goal.COST and not task.problem.churn_cost)
+            if narrow not in programs:
+                programs[narrow] = program_of(task, for_capacity=narrow)
             left_s = begun_s + time_limit_s - clock.now_s()
             stage = _solve(programs[narrow], goal, limits, best, left_s * TIME_SHARE[goal])
             placements = _placements(programs[narrow], stage)

@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from infless_core.model import Configuration, FunctionDemand, Interference, Problem, ProfilePoint, Server
+from infless_core.model import (
+    Configuration,
+    FunctionDemand,
+    Interference,
+    PlannedInstance,
+    Problem,
+    ProfilePoint,
+    Server,
+)
 from infless_scheduler.rates import RateWindow, feasible_points
 
 NEGLIGIBLE = 1e-6
@@ -270,6 +278,8 @@ class Memory:
 
     task: Task
     prices: Prices | None
+    instances: Mapping[str, PlannedInstance]
+    """The plan's instances by id: what stays as it is need not be made again."""
 
     def prices_for(self, task: Task) -> Prices | None:
         """The prices as far as they hold for a task made with `task_of(problem, memory.task)`."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from infless_core.clock import Clock, SystemClock
 from infless_core.errors import InvalidInput, PlanRejected
-from infless_core.model import Plan, PlanStatus, Problem
+from infless_core.model import Plan, PlannedInstance, PlanStatus, Problem
 from infless_scheduler.assign import instances_of, stopped, unserved_of
 from infless_scheduler.check import check
 from infless_scheduler.greedy import better_greedy, greedy
@@ -141,11 +141,12 @@ def _replan(
     prices = None if memory is None else memory.prices_for(task)
     effort = Effort(time_limit_s=time_limit_s, clock=clock, prices=prices)
     name, solution = _solve(task, solver, effort)
+    before = None if memory is None else memory.instances
     while True:
         if solution.status is SolverStatus.FAILED and name != "greedy":
             log.warning("solver %s failed; planning greedily instead", name)
             name, solution = "greedy", _unproven(task, better_greedy(task))
-        made = _plan_of(task, name, solution, solve_s=clock.now_s() - begun_s)
+        made = _plan_of(task, name, solution, before, solve_s=clock.now_s() - begun_s)
         try:
             check(problem, made)
         except PlanRejected as rejected:
@@ -154,7 +155,9 @@ def _replan(
             log.warning("plan of solver %s rejected: %s", name, rejected)
             solution = Solution(status=SolverStatus.FAILED)
         else:
-            return replace(made, solve_s=clock.now_s() - begun_s), Memory(task=task, prices=solution.prices or prices)
+            instances = {instance.id: instance for instance in made.instances}
+            kept = Memory(task=task, prices=solution.prices or prices, instances=instances)
+            return replace(made, solve_s=clock.now_s() - begun_s), kept
 
 
 def _solve(task: Task, solver: str, effort: Effort) -> tuple[str, Solution]:
@@ -231,8 +234,10 @@ SOLVERS = ("auto", *_TABLE)
 """The names that `infless plan --solver` takes; `auto` is the best one for the size of the problem."""
 
 
-def _plan_of(task: Task, solver: str, solution: Solution, *, solve_s: float) -> Plan:
-    instances = instances_of(task, solution.placements)
+def _plan_of(
+    task: Task, solver: str, solution: Solution, before: Mapping[str, PlannedInstance] | None, *, solve_s: float
+) -> Plan:
+    instances = instances_of(task, solution.placements, before)
     unserved = unserved_of(task, solution.placements)
     status = PlanStatus.OPTIMAL if solution.status is SolverStatus.OPTIMAL else PlanStatus.FEASIBLE
     worth = objective(task, solution.placements)

@@ -204,6 +204,20 @@ def test_near_enough_is_left_alone():
     assert made.objective == pytest.approx(first.objective + 0.45 * 8)
 
 
+def test_instances_that_stay_as_they_are_are_taken_over():
+    """The very values of the plan before, once they are kept ones; not those whose rate has changed."""
+    problem = _problem(_function("f", 150, QUAD), _function("g", 150, QUAD))
+    first, memory = replan(problem, None, "patterns", clock=ManualClock())
+    running = tuple(Running(id=i.id, function=i.function, server=i.server, gpu=None, configuration=i.configuration)
+                    for i in first.instances)  # fmt: skip
+    second, memory = replan(replace(problem, running=running), memory, "patterns", clock=ManualClock())
+    less = (replace(problem.functions[0], rate_rps=145), problem.functions[1])
+    third, _ = replan(replace(problem, running=running, functions=less), memory, "patterns", clock=ManualClock())
+    same = {i.function: any(i is old for old in second.instances) for i in third.instances}
+    assert same == {"f": False, "g": True}
+    assert [i.rate_rps for i in third.instances if i.function == "f"] == [72.5, 72.5]
+
+
 def test_what_is_far_from_the_bound_is_planned_anew_unless_churn_costs_more():
     """Half-empty servers are given up; not when touching an instance costs more than a server."""
     problem = _problem(_function("f", 80 * 4, QUAD), sizes=(8,) * 8)

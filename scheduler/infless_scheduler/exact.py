@@ -48,9 +48,9 @@ class Goal(StrEnum):
 
 
 _MAIN_GOALS = (Goal.LACK, Goal.COST)
-POLISH_COLUMNS = 400
-"""Up to so many columns the goals after the cost are solved: they save no hardware, and where they would use up the
-time limit, the plan would depend on the machine's mood. Larger problems are left as the incumbent has them."""
+POLISH_COLUMNS, POLISH_NODES = 400, 300
+"""Up to so many columns the goals after the cost are solved, in a search of so many nodes: they save no hardware, and
+where they used up the time limit, the plan would depend on the machine's mood. Larger problems are left as they are."""
 TIME_SHARE: Mapping[Goal, float] = {
     Goal.LACK: 0.3,
     Goal.COST: 0.9,
@@ -92,7 +92,8 @@ def solve_exactly(
             if narrow not in programs:
                 programs[narrow] = program_of(task, for_capacity=narrow)
             left_s = begun_s + time_limit_s - clock.now_s()
-            stage = _solve(programs[narrow], goal, limits, best, left_s * TIME_SHARE[goal])
+            nodes_max = None if goal in _MAIN_GOALS else POLISH_NODES
+            stage = _solve(programs[narrow], goal, limits, best, left_s * TIME_SHARE[goal], nodes_max)
             placements = _placements(programs[narrow], stage)
             if stage.status is not SolverStatus.FAILED and _no_worse(task, placements, {**limits, goal: value}):
                 best = placements
@@ -173,7 +174,12 @@ def _by_place(counts: Mapping[tuple[str, str, str | None, Configuration], int]) 
 
 
 def _solve(
-    program: Program, goal: Goal, limits: Mapping[Goal, float], start: tuple[Placement, ...], time_limit_s: float
+    program: Program,
+    goal: Goal,
+    limits: Mapping[Goal, float],
+    start: tuple[Placement, ...],
+    time_limit_s: float,
+    nodes_max: int | None,
 ) -> Outcome:
     layout = _layout(program)
     terms = _goal_terms(program, layout)
@@ -186,7 +192,7 @@ def _solve(
     for reached, value in limits.items():
         if reached is not Goal.LACK or value > 0:
             rows.append(_limit(terms[reached], value + TOLERANCE - layout.constant[reached]))
-    outcome = solve_integer(variables, rows, _start(program, layout, start), time_limit_s)
+    outcome = solve_integer(variables, rows, _start(program, layout, start), time_limit_s, nodes_max=nodes_max)
     return Outcome(status=outcome.status, values=outcome.values, bound=outcome.bound + layout.constant[goal])
 
 

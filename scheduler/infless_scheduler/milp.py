@@ -76,7 +76,12 @@ FAILURE = Outcome(status=SolverStatus.FAILED)
 
 
 def solve_integer(
-    variables: Sequence[Variable], rows: Sequence[Row], start: Sequence[float] | None, time_limit_s: float
+    variables: Sequence[Variable],
+    rows: Sequence[Row],
+    start: Sequence[float] | None,
+    time_limit_s: float,
+    *,
+    nodes_max: int | None = None,
 ) -> Outcome:
     """Minimise the variables' cost. A fault of the library is an outcome, not an exception.
 
@@ -85,6 +90,7 @@ def solve_integer(
         rows: what must hold.
         start: a solution to begin with, if there is one.
         time_limit_s: wall-clock seconds; with none left the run fails at once.
+        nodes_max: of the search tree. A run that this ends is the same on every machine.
     """
     if time_limit_s <= 0:
         return FAILURE
@@ -105,7 +111,8 @@ def solve_integer(
         model.start = [(x, value) for x, v, value in zip(made, variables, start, strict=True) if v.integer]
     try:
         with stdout_to_stderr():
-            status = STATUS[model.optimize(max_seconds=time_limit_s)]
+            limits = {} if nodes_max is None else {"max_nodes": nodes_max}
+            status = STATUS[model.optimize(max_seconds=time_limit_s, **limits)]
     except mip.exceptions.MipBaseException:
         return FAILURE
     if status is SolverStatus.FAILED:

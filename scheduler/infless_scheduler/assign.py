@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infless_core.labels import GpuWish
-from infless_core.model import FunctionDemand, PlanAction, PlannedInstance, Running, Server, Unserved
+from infless_core.model import FunctionDemand, PlanAction, PlannedInstance, Running, Unserved
 from infless_core.units import format_duration
 from infless_scheduler.cluster import Cluster
 from infless_scheduler.dispatch import shares
-from infless_scheduler.placement import Offer, Placement, Task, counts, missing_instances, unserved_rps
-from infless_scheduler.rates import RateWindow, nearest_target_s
+from infless_scheduler.placement import Offer, Placement, ServerClass, Task, counts, missing_instances, unserved_rps
+from infless_scheduler.rates import RateWindow
 
 _Identity = tuple[str, Placement, PlanAction]
 
@@ -158,31 +158,33 @@ def _no_offer(task: Task, function: FunctionDemand) -> str:
     points = [point for point, a, b in zip(batched, with_gpu, without, strict=True) if a and b]
     if not points:
         return f"no configuration is profiled {'with' if wish is GpuWish.REQUIRE else 'without'} a GPU (gpu: {wish})"
-    nearest_s = nearest_target_s(points, function.max_batch)
-    if nearest_s is not None and nearest_s > function.latency_target_s:
-        fastest = min(points, key=lambda point: (point.exec_s, point.configuration))
-        return (
-            f"no configuration meets {format_duration(function.latency_target_s)}: fastest is {fastest.configuration}"
-            f" at {format_duration(fastest.exec_s)}; nearest feasible target {format_duration(nearest_s)}"
-        )
-    if not task.classes and task.problem.servers:
-        return f"all {len(task.problem.servers)} servers are being drained"
-    staying = [server for server in task.problem.servers if not server.draining]
-    if any(kind.fits(point) for kind in task.classes for point in points if _meets(function, point.exec_s)):
-        return "no server is free enough of interference: on a full one each configuration is too slow for the target"
-    return f"no server is large enough: the largest of {len(staying)} has " + _largest(staying)
+    if not task.classes:
+        return f"all servers ({len(task.problem.servers)}) are being drained" if task.problem.servers else _NO_SERVERS
+    large_enough = [(kind, point) for kind in task.classes for point in points if kind.fits(point)]
+    if not large_enough:
+        return f"no server is large enough: the largest of {len(task.problem.servers)} has " + _largest(task.classes)
+    # What a full server makes of the execution time counts, as it does for the offers.
+    targets = [
+        (point.exec_s * kind.slowdown(point.configuration) * (1 if point.configuration.batch == 1 else 2), kind, point)
+        for kind, point in large_enough
+    ]
+    nearest_s, kind, point = min(targets, key=lambda one: (one[0], one[2].configuration))
+    slowdown = kind.slowdown(point.configuration)
+    slower = f" ({slowdown:.3g} times that beside neighbours)" if slowdown > 1 else ""
+    return (
+        f"no configuration meets {format_duration(function.latency_target_s)}: nearest is {point.configuration}"
+        f" at {format_duration(point.exec_s)}{slower}; nearest feasible target {format_duration(nearest_s)}"
+    )
 
 
-def _meets(function: FunctionDemand, exec_s: float) -> bool:
-    return exec_s <= function.latency_target_s
+_NO_SERVERS = "there are no servers"
 
 
-def _largest(servers: Sequence[Server]) -> str:
-    if not servers:
-        return "nothing (there are no servers)"
-    cores = max(server.cpu_cores for server in servers)
-    gpus = max(len(server.gpus) for server in servers)
-    return f"{cores} cpu cores, {max(server.memory_bytes for server in servers)} bytes of memory and {gpus} GPUs"
+def _largest(classes: Sequence[ServerClass]) -> str:
+    cores = max(kind.cpu_cores for kind in classes)
+    memory_gib = max(kind.memory_bytes for kind in classes) / 2**30
+    gpus = max(len(kind.gpu_memory_bytes) for kind in classes)
+    return f"{cores} cpu cores, {memory_gib:.4g} GiB of memory and {gpus} GPUs"
 
 
 def binding_constraint(task: Task, function: str, cluster: Cluster) -> str:
@@ -199,7 +201,7 @@ def binding_constraint(task: Task, function: str, cluster: Cluster) -> str:
             key = (len(names), offer.weight(beta), names)
             best = key if best is None or key < best else best
     names = best[2] if best else ()
-    return f"{' and '.join(names)} exhausted" if names else "time limit reached before room was found"
+    return f"{' and '.join(names)} exhausted" if names else "room is left, but the solver has not found how to use it"
 
 
 def _lacking(cluster: Cluster, offer: Offer, rows: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:

@@ -6,11 +6,15 @@ wherever some combination of configurations would meet it, which takes a search 
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
+from importlib import resources
+from typing import Any
 
 from infless_core.errors import PlanRejected
 from infless_core.labels import GpuWish
@@ -27,6 +31,8 @@ from infless_core.model import (
     Server,
 )
 
+_FLOOR = 0.001
+"""The least load that the planner reckons with."""
 _RELATIVE = 1e-6
 """One request in a million: above what sums of floats lose, below what anyone can measure."""
 
@@ -172,10 +178,44 @@ def _window_faults(
     up_rps, low_rps = formula
     if instance.rate_up_rps > up_rps * (1 + _RELATIVE):
         yield f"rate_up {instance.rate_up_rps} is above the formula's {up_rps}"
-    if function.latency_percentile is None and _differs(instance.rate_up_rps, up_rps):
-        yield f"rate_up {instance.rate_up_rps} is not the formula's {up_rps}"
+    if function.latency_percentile is None:
+        if _differs(instance.rate_up_rps, up_rps):
+            yield f"rate_up {instance.rate_up_rps} is not the formula's {up_rps}"
+    else:
+        exec_s = point.exec_s * slowdown
+        most_rps = _bearable(function, point.configuration.batch, exec_s) * point.configuration.batch / exec_s
+        if instance.rate_up_rps > most_rps * (1 + _RELATIVE):
+            yield f"rate_up {instance.rate_up_rps} is above {most_rps}, too much for percentile {_percentile(function)}"
     if _differs(instance.rate_low_rps, min(low_rps, instance.rate_up_rps)):
         yield f"rate_low {instance.rate_low_rps} is not the formula's {low_rps}"
+
+
+def _percentile(function: FunctionDemand) -> float:
+    """The share of requests that has to be in time, 100 for all."""
+    return 100.0 if function.latency_percentile is None else function.latency_percentile
+
+
+def _bearable(function: FunctionDemand, batch: int, exec_s: float) -> float:
+    """A load that is too much by any reading of the table: the best of its points that are at least as easy."""
+    table = _loads()
+    kind, beyond = ("ratios_one", 1) if batch == 1 else ("ratios", 2)
+    ratio = function.latency_target_s / exec_s
+    easier = next((i for i, other in enumerate(table[kind]) if other >= ratio * (1 - _RELATIVE)), None)
+    below = [i for i, other in enumerate(table["percentiles"]) if other <= _percentile(function)]
+    if easier is None or not below or ratio < beyond * (1 - _RELATIVE):
+        return 1.0
+    cv = max(i for i, other in enumerate(table["cvs"]) if other <= max(1.0, function.arrival_cv))
+    sizes = sorted(int(size) for size in table["loads"])
+    around = {max(s for s in sizes if s <= batch), next((s for s in sizes if s >= batch), sizes[-1])}
+    found = [sheet[cv][easier][below[-1]] for size in around for sheet in table["loads"][str(size)]]
+    return float(max(_FLOOR, *found)) * (1 + 1e-3)
+
+
+@cache
+def _loads() -> dict[str, Any]:
+    """The simulated loads, as the file has them."""
+    read: dict[str, Any] = json.loads((resources.files(__package__) / "bearable_load.json").read_text())
+    return read
 
 
 def _nine(value: Fraction) -> Fraction:
@@ -298,6 +338,9 @@ def totals(facts: Facts) -> Iterator[str]:
 
 def status(facts: Facts) -> Iterator[str]:
     """A plan is infeasible exactly when it serves nothing though something is wanted."""
+    plan = facts.plan
+    if plan.status is PlanStatus.OPTIMAL and plan.bound < plan.objective * (1 - _RELATIVE) - _RELATIVE:
+        yield f"status optimal, but only {plan.bound} of the objective {plan.objective} is proven"
     wanted = any(function.rate_rps > 0 or function.instances_min for function in facts.problem.functions)
     if (facts.plan.status is PlanStatus.INFEASIBLE) != (wanted and not facts.plan.instances):
         yield f"status {facts.plan.status} with {len(facts.plan.instances)} instances"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infless_core.model import Configuration
-from infless_scheduler.knapsack import Item, Knapsack, Packed, undominated
+from infless_scheduler.knapsack import Item, Knapsack, Packed
 from infless_scheduler.milp import ElasticRow, GrowingProgram, Sense
 from infless_scheduler.placement import Offer, Placement, Prices, Task, missing_instances, unserved_rps
 
@@ -51,10 +51,18 @@ class Pattern:
     items: Packed
 
 
-def goods_of(task: Task) -> tuple[Goods, ...]:
-    """What may stand on each class: offers that could be part of a best plan, and what runs now."""
+def goods_of(task: Task, out_of_time: Callable[[], bool] = lambda: False) -> tuple[Goods, ...] | None:
+    """What may stand on each class: offers that could be part of a best plan, and what runs now.
+
+    None when time is over before all are known: without one of them nothing can be proven.
+    """
     runs = {(running.function, running.configuration) for running in task.problem.running}
-    return tuple(_goods(task, kind, runs) for kind in range(len(task.classes)))
+    found = []
+    for kind in range(len(task.classes)):
+        if out_of_time():
+            return None
+        found.append(_goods(task, kind, runs))
+    return tuple(found)
 
 
 def _goods(task: Task, kind: int, runs: Set[tuple[str, Configuration]]) -> Goods:
@@ -65,30 +73,28 @@ def _goods(task: Task, kind: int, runs: Set[tuple[str, Configuration]]) -> Goods
     )
     function = np.array([index for index, _ in every], dtype=np.int64)
     up_rps = np.array([offer.window.up_rps for _, offer in every])
-    best: set[int] = set()
-    for index in range(len(functions)):
-        best.update(undominated(knapsack.sizes, up_rps, function == index).tolist())
-    chosen = [
-        place
-        for place, (index, offer) in enumerate(every)
-        if place in best or (functions[index].id, offer.configuration) in runs
-    ]
+    runs_now = [(functions[index].id, offer.configuration) in runs for index, offer in every]
+    useful = knapsack.of_use(up_rps, function).with_items(knapsack, np.flatnonzero(runs_now))
+    chosen = useful.kept
     rates = np.array([f.rate_rps for f in functions])[function[chosen]]
-    offers = tuple((functions[every[place][0]].id, every[place][1]) for place in chosen)
     return Goods(
-        offers=offers,
+        offers=tuple((functions[every[place][0]].id, every[place][1]) for place in chosen.tolist()),
         function=function[chosen],
         share=np.minimum(1.0, np.divide(up_rps[chosen], rates, out=np.zeros(len(chosen)), where=rates > 0)),
-        knapsack=knapsack.only(chosen),
+        knapsack=useful,
     )
 
 
 def offers_worth_having(task: Task, goods: tuple[Goods, ...]) -> dict[str, tuple[tuple[Offer, ...], ...]]:
-    """By function, for each class: offers that no other one beats, which needs no more and bears as high a rate."""
+    """By function, for each class: offers that no other one beats, which needs no more and bears as high a rate.
+
+    Where memory is rounded, those that a table of the knapsack looks at: few, for where many are tried many times.
+    """
     found: dict[str, list[list[Offer]]] = {function: [[] for _ in goods] for function in task.functions}
     for kind, here in enumerate(goods):
-        for function, offer in here.offers:
-            found[function][kind].append(offer)
+        for (function, offer), tabled in zip(here.offers, here.knapsack.tabled, strict=True):
+            if tabled:
+                found[function][kind].append(offer)
     return {function: tuple(tuple(offers) for offers in kinds) for function, kinds in found.items()}
 
 
@@ -274,7 +280,7 @@ def generate(master: Master, *, gap: float, out_of_time: Callable[[], bool], rou
     Args:
         master: with some patterns or none.
         gap: share of the bound.
-        out_of_time: asked before each round.
+        out_of_time: asked before each filling.
         rounds_max: guard against endless tails.
     """
     proof = Mixed(bound=0.0, rounds=0)
@@ -282,10 +288,12 @@ def generate(master: Master, *, gap: float, out_of_time: Callable[[], bool], rou
         if not master.solve():
             return proof
         worth = master.worth()
-        best, added = _priced(master, worth, exactly=False)
+        best, added = _priced(master, worth, out_of_time, exactly=False)
         if not added and not all(goods.knapsack.exact for goods in master.goods):
             # The tables see improvements that rounded memory only pretends: now it pays to look exactly.
-            best, added = _priced(master, worth, exactly=True)
+            best, added = _priced(master, worth, out_of_time, exactly=True)
+        if len(best) < len(master.goods):
+            break
         prices = master.prices(worth, best)
         bound = price_bound(master.task, prices)
         proof = (
@@ -318,17 +326,26 @@ def price_bound(task: Task, prices: Prices) -> float:
     return constant - surplus
 
 
-def _priced(master: Master, worth: Worth, *, exactly: bool) -> tuple[list[float], int]:
-    """The most that a server of each class can be worth, and how many patterns that improve the mix have been added."""
-    best, added = [], 0
+def _priced(master: Master, worth: Worth, out_of_time: Callable[[], bool], *, exactly: bool) -> tuple[list[float], int]:
+    """The most that a server of each class can be worth, and how many patterns that improve the mix have been added.
+
+    Fewer values than classes when time is over.
+    """
+    best: list[float] = []
+    added = 0
     for kind, goods in enumerate(master.goods):
-        value, patterns = _improving(master, kind, goods, worth, exactly=exactly and not goods.knapsack.exact)
+        if out_of_time() and best:
+            break
+        exact = exactly and not goods.knapsack.exact
+        value, patterns = _improving(master, kind, goods, worth, out_of_time, exactly=exact)
         best.append(value)
         added += sum(master.add(pattern) for pattern in patterns)
     return best, added
 
 
-def _improving(master: Master, kind: int, goods: Goods, worth: Worth, *, exactly: bool) -> tuple[float, list[Pattern]]:
+def _improving(
+    master: Master, kind: int, goods: Goods, worth: Worth, out_of_time: Callable[[], bool], *, exactly: bool
+) -> tuple[float, list[Pattern]]:
     """The most that a server of a class can be worth, and fillings that improve the mix.
 
     The first is the best one; each further one is the best without the functions of those before it. The optimum needs
@@ -347,6 +364,8 @@ def _improving(master: Master, kind: int, goods: Goods, worth: Worth, *, exactly
         pattern = _pattern(master, kind, goods, items, values)
         patterns.append(pattern)
         used = goods.function[[item for item, _ in pattern.items]]
+        if out_of_time():
+            break
         values = np.where(np.isin(goods.function, used), 0.0, values)
         value, items = best(values)
     return most, patterns

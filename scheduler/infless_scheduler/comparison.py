@@ -75,7 +75,9 @@ class Comparison:
         difference = self.objective.difference
         if difference > 0:
             return self.bound.after > self.objective.before
-        return difference == 0 or self.objective.after < self.bound.before
+        if difference < 0:
+            return self.objective.after < self.bound.before
+        return self.bound.before == self.objective.before and self.bound.after == self.objective.after
 
 
 def compare(before: Plan, after: Plan, problem_before: Problem, problem_after: Problem) -> Comparison:

@@ -21,7 +21,7 @@ def consolidated(
     offers: Offers,
     placements: Sequence[Placement],
     enough: Callable[[float], bool],
-    cluster: Cluster | None = None,
+    churn_cost: float = 0.0,
 ) -> tuple[Placement, ...]:
     """Empty servers into the others, the least filled ones first, as long as everything stays served.
 
@@ -30,10 +30,10 @@ def consolidated(
         offers: by function, for each class, what may be started.
         placements: what there is.
         enough: asked before each server, with what the ones emptied so far have saved of the objective.
-        cluster: with the placements on it, where the caller has one.
+        churn_cost: what starting or stopping one instance costs of what a server saves.
     """
     beta = task.problem.beta
-    cluster = cluster or Cluster(task, placements)
+    cluster = Cluster(task, placements)
     here: defaultdict[int, list[Placement]] = defaultdict(list)
     for placement in placements:
         here[cluster.row[placement.server]].append(placement)
@@ -49,11 +49,12 @@ def consolidated(
     for row in sorted(here, key=lambda row: (held(row), row)):
         if misses >= _MISSES_MAX or enough(saved):
             break
-        moved = _moved(cluster, here[row], spare, number, offers)
+        saves = costs[int(cluster.kind[row])]
+        moved = _moved(cluster, here[row], spare, number, offers, saves / churn_cost if churn_cost else math.inf)
         if moved is None:
             misses += 1
             continue
-        misses, saved = 0, saved + costs[int(cluster.kind[row])]
+        misses, saved = 0, saved + saves
         for placement in here.pop(row):
             spare[placement.function] -= placement.offer.window.up_rps
             number[placement.function] -= 1
@@ -70,10 +71,11 @@ def _moved(
     spare: dict[str, float],
     number: dict[str, int],
     offers: Offers,
+    touched_max: float,
 ) -> list[Placement] | None:
     """Instances on other servers in use that make those that leave superfluous.
 
-    None, and nothing has changed, if there is no room for them.
+    None, and nothing has changed, if there is no room for them or more than `touched_max` would come and go.
     """
     functions = cluster.task.functions
     for placement in leaving:
@@ -94,7 +96,7 @@ def _moved(
         if lacking or staying + len(run.placements) < min(least, number[function]):
             served = False
             break
-    if served:
+    if served and len(leaving) + len(moved) <= touched_max:
         return moved
     for placement in moved:
         cluster.free(placement)

@@ -95,11 +95,13 @@ def solve_exactly(
             nodes_max = None if goal in _MAIN_GOALS else POLISH_NODES
             stage = _solve(programs[narrow], goal, limits, best, left_s * TIME_SHARE[goal], nodes_max)
             placements = _placements(programs[narrow], stage)
-            if stage.status is not SolverStatus.FAILED and _no_worse(task, placements, {**limits, goal: value}):
+            # A solver's answer counts when it still keeps what was reached once it is rounded to whole instances.
+            good = stage.status is not SolverStatus.FAILED and _no_worse(task, placements, {**limits, goal: value})
+            if good:
                 best = placements
             value = goal_value(task, goal, best)
             if goal in _MAIN_GOALS:
-                proven = proven and stage.status is SolverStatus.OPTIMAL
+                proven = proven and good and stage.status is SolverStatus.OPTIMAL
             if goal is Goal.COST and not task.problem.churn_cost:
                 bound = max(bound, min(stage.bound, value))
         if goal is Goal.LACK:
@@ -110,8 +112,11 @@ def solve_exactly(
                 bound = max(bound, known[0])
         limits[goal] = value
     best = trimmed(task, best)
+    worth = objective(task, best)
+    # With a churn cost the best plan may be one that does not have the least objective.
+    proven = proven and worth <= bound + TOLERANCE * max(1.0, bound)
     status = SolverStatus.OPTIMAL if proven else SolverStatus.FEASIBLE
-    return Solution(status=status, placements=best, bound=min(bound, objective(task, best)))
+    return Solution(status=status, placements=best, bound=min(bound, worth))
 
 
 def goal_value(task: Task, goal: Goal, placements: tuple[Placement, ...]) -> float:
@@ -130,7 +135,7 @@ def goal_value(task: Task, goal: Goal, placements: tuple[Placement, ...]) -> flo
 
 
 def _no_worse(task: Task, placements: tuple[Placement, ...], limits: Mapping[Goal, float]) -> bool:
-    """Whether a solver's answer, rounded to whole instances, still keeps what was reached."""
+    """Whether the placements keep what was reached."""
     return all(goal_value(task, goal, placements) <= limit + TOLERANCE for goal, limit in limits.items())
 
 

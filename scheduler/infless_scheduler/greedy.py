@@ -72,12 +72,16 @@ def better_greedy(task: Task, out_of_time: Callable[[], bool] = lambda: False) -
 
     By peak speed a core is worth so little that the paper's score takes cores for everything until they are gone and
     the GPUs beside them stand idle. Counting all cores of the cluster as much as all its GPUs halves the servers.
+
+    Args:
+        task: what to place.
+        out_of_time: then the paper's alone has to do; it is never cut off, for half a plan is no answer.
     """
     cores = sum(kind.cpu_cores * len(kind.servers) for kind in task.classes)
     gpu_percent = sum(100 * len(kind.gpu_memory_bytes) * len(kind.servers) for kind in task.classes)
-    both = [greedy(task, out_of_time=out_of_time)]
+    both = [greedy(task)]
     if gpu_percent and cores and not out_of_time():
-        both.append(greedy(task, core_worth=gpu_percent / cores, out_of_time=out_of_time))
+        both.append(greedy(task, core_worth=gpu_percent / cores))
     return min(both, key=lambda placements: (lack(task, placements), objective(task, placements)))
 
 

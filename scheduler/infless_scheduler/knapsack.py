@@ -59,12 +59,16 @@ class Knapsack:
         self, cpu_cores: int, memory_bytes: int, gpu_memory_bytes: tuple[int, ...], items: Sequence[Item]
     ) -> None:
         self.items = tuple(items)
+        self.kept: Ints = np.arange(len(self.items))
+        """Of which items of the knapsack that it was taken from it holds."""
         self._capacity = cpu_cores, memory_bytes, gpu_memory_bytes
         raw = [(i.cpu_cores, i.memory_bytes, i.gpu_percent, i.gpu_memory_bytes if i.gpu_percent else 0) for i in items]
         sizes = np.array(raw, dtype=np.int64).reshape(len(raw), 4)
         unit = math.gcd(100, *(int(percent) for percent in sizes[:, 2]))
         sizes[:, 2] //= unit
         self._on_gpu = sizes[:, 2] > 0
+        self.tabled: NDArray[np.bool_] = np.ones(len(raw), dtype=bool)
+        """Which items the tables look at."""
         bare = sizes * np.array([1, 0, 1, 0])
         self._grid = _Grid(bare, cpu_cores, 0, 100 // unit, (0,) * len(gpu_memory_bytes))
         memory_binds = self.fill(sizes[:, 1].astype(float)).value > memory_bytes
@@ -74,6 +78,8 @@ class Knapsack:
             gpu_binds = float(fullest.table[-1, -1, -1, -1]) > min(gpu_memory_bytes)
         self.exact = not (memory_binds or gpu_binds)
         """Whether no memory had to be rounded: then every filling is a real one."""
+        self._real = sizes * np.array([1, memory_binds, 1, gpu_binds])
+        """Sizes in bytes of what may bind, and 0 of what cannot."""
         if not self.exact:
             states = (cpu_cores + 1) * (self._grid.percent + 1)
             granules = max(8, int((_STATES / states) ** (1 / (memory_binds + gpu_binds))))
@@ -81,18 +87,36 @@ class Knapsack:
             gpu_memory, sizes[:, 3] = _granular(sizes[:, 3], gpu_memory_bytes if gpu_binds else (), granules)
             self._grid = _Grid(sizes, cpu_cores, sum(memory), 100 // unit, gpu_memory or self._grid.gpu_memory)
 
-    def only(self, chosen: Sequence[int]) -> Knapsack:
-        """The same class of servers with some of the items, counted as before."""
-        other = copy(self)
-        other.items = tuple(self.items[item] for item in chosen)
-        other._on_gpu = self._on_gpu[chosen]
-        other._grid = replace(self._grid, sizes=self._grid.sizes[chosen])
-        return other
+    def of_use(self, values: Floats, groups: Ints) -> Knapsack:
+        """The same class of servers with only the items that may be of use.
 
-    @property
-    def sizes(self) -> Ints:
-        """What each item takes, in the units in which it is counted here."""
-        return self._grid.sizes
+        Args:
+            values: what items of one group are worth beside each other, whatever a group's items are worth.
+            groups: a number for each item.
+
+        Returns:
+            A knapsack of the items that no other one of their group beats; `kept` says which ones they are. Its tables
+            leave out more: what is beaten as they count memory. (Without rounding it may be of use after all.)
+        """
+        kept, tabled = np.zeros(len(self.items), dtype=bool), np.zeros(len(self.items), dtype=bool)
+        for group in np.unique(groups):
+            kept[undominated(self._real, values, groups == group)] = True
+            tabled[undominated(self._grid.sizes, values, groups == group)] = True
+        return self._only(np.flatnonzero(kept), tabled)
+
+    def with_items(self, whole: Knapsack, more: Ints) -> Knapsack:
+        """This one, and further items of the knapsack that it was taken from."""
+        tabled = np.zeros(len(whole.items), dtype=bool)
+        tabled[self.kept[self.tabled]] = tabled[more] = True
+        return whole._only(np.union1d(self.kept, more), tabled)
+
+    def _only(self, kept: Ints, tabled: NDArray[np.bool_]) -> Knapsack:
+        other = copy(self)
+        other.items = tuple(self.items[item] for item in kept.tolist())
+        other.kept = kept
+        other._on_gpu, other._real, other.tabled = self._on_gpu[kept], self._real[kept], tabled[kept]
+        other._grid = replace(self._grid, sizes=self._grid.sizes[kept])
+        return other
 
     def best(self, values: Floats) -> tuple[float, Packed]:
         """The best filling by its table.
@@ -116,7 +140,7 @@ class Knapsack:
         sizes = np.array(
             [(i.cpu_cores, i.memory_bytes, i.gpu_percent, i.gpu_memory_bytes) for i in self.items], dtype=np.int64
         )
-        useful = undominated(sizes, values, values > 0).tolist()
+        useful = undominated(self._real, values, values > 0).tolist()
         places = [
             (item, slot)
             for item in useful
@@ -135,7 +159,7 @@ class Knapsack:
 
     def fill(self, values: Floats) -> Filling:
         """The table for these values (one for each item; what is worth nothing is left out)."""
-        return Filling(self._grid, values, self._on_gpu)
+        return Filling(self._grid, np.where(self.tabled, values, 0.0), self._on_gpu)
 
 
 _EXACT_LIMIT_S = 1.0

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import mip
 
-from infless_scheduler.native_output import stdout_to_stderr
+from infless_scheduler.native_output import stdout_silenced
 from infless_scheduler.placement import SolverStatus
 
 SEED = 1
@@ -94,7 +94,7 @@ def solve_integer(
     """
     if time_limit_s <= 0:
         return FAILURE
-    if not variables:  # the library says so on standard error
+    if not variables:
         return Outcome(status=SolverStatus.OPTIMAL, bound=0.0)
     model = _model()
     model.max_mip_gap, model.max_mip_gap_abs = 1e-9, TOLERANCE / 10
@@ -110,7 +110,7 @@ def solve_integer(
     if start is not None:
         model.start = [(x, value) for x, v, value in zip(made, variables, start, strict=True) if v.integer]
     try:
-        with stdout_to_stderr():
+        with stdout_silenced():
             limits = {} if nodes_max is None else {"max_nodes": nodes_max}
             status = STATUS[model.optimize(max_seconds=time_limit_s, **limits)]
     except mip.exceptions.MipBaseException:
@@ -159,7 +159,7 @@ class GrowingProgram:
         if not self._rows:
             return True
         try:
-            with stdout_to_stderr(quiet=True):
+            with stdout_silenced():
                 return bool(self._model.optimize(relax=True) is mip.OptimizationStatus.OPTIMAL)
         except mip.exceptions.MipBaseException:
             return False

@@ -13,11 +13,11 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @contextlib.contextmanager
-def stdout_to_stderr(*, quiet: bool = False) -> Iterator[None]:
-    """Send what is written to file descriptor 1 to descriptor 2 meanwhile. Holds a lock: one user at a time.
+def stdout_silenced() -> Iterator[None]:
+    """Let what is written to file descriptor 1 vanish meanwhile. Holds a lock: one user at a time.
 
-    CBC announces an empty or infeasible model on standard output whatever its verbosity, and the first solve of each
-    linear program, which nobody wants to know: `quiet` lets it vanish.
+    CBC announces an empty or infeasible model, and the first solve of each linear program, on standard output whatever
+    its verbosity. Nobody wants to know.
     """
     with _ONE_AT_A_TIME:
         try:
@@ -26,7 +26,7 @@ def stdout_to_stderr(*, quiet: bool = False) -> Iterator[None]:
             yield
             return
         c_library = ctypes.CDLL(None)
-        target = os.open(os.devnull, os.O_WRONLY) if quiet else os.dup(2)
+        target = os.open(os.devnull, os.O_WRONLY)
         try:
             c_library.fflush(None)
             os.dup2(target, 1)

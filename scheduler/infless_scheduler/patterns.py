@@ -28,7 +28,6 @@ from infless_scheduler.consolidate import consolidated, lightened
 from infless_scheduler.greedy import greedy
 from infless_scheduler.placement import (
     NEGLIGIBLE,
-    Offer,
     Placement,
     Prices,
     Solution,
@@ -86,7 +85,9 @@ def solve_by_patterns(task: Task, *, time_limit_s: float, clock: Clock, prices: 
     if _pays(task, fresh.placements, carried_on):
         return fresh
     bound = fresh.bound if short <= lack(task, fresh.placements) + _WHOLE else 0.0
-    return replace(fresh, placements=carried_on, bound=min(bound, worth))
+    if not short:
+        carried_on = _emptied(task, carried_on, bound, later_than)
+    return replace(fresh, placements=carried_on, bound=min(bound, objective(task, carried_on)))
 
 
 def _pays(task: Task, fresh: tuple[Placement, ...], carried_on: tuple[Placement, ...]) -> bool:
@@ -99,7 +100,11 @@ def _pays(task: Task, fresh: tuple[Placement, ...], carried_on: tuple[Placement,
 
 
 def _from_scratch(task: Task, later_than: Callable[[float], Callable[[], bool]]) -> Solution:
-    goods = goods_of(task)
+    goods = goods_of(task, later_than(_MIX_SHARE))
+    if goods is None:
+        placements = trimmed(task, greedy(task, out_of_time=later_than(_FILL_SHARE)))
+        proven = min(objective_bound(task, unserved_rps(task, placements)), objective(task, placements))
+        return Solution(status=SolverStatus.FEASIBLE, placements=placements, bound=proven)
     master = Master(task, goods)
     start(master, later_than(_MIX_SHARE))
     mixed = generate(master, gap=_GAP, out_of_time=later_than(_MIX_SHARE))
@@ -139,16 +144,21 @@ def _carried_on(
     grown = {placement.function for placement in placements[len(kept) :]}
     same = tuple(placement for placement in placements if placement.function not in grown)
     placements = same + trimmed(task, (placement for placement in placements if placement.function in grown))
-    short, excess = lack(task, placements), objective(task, placements) - proven * (1 + STAY_GAP)
-    if proven > 0 and excess > 0 and not short:
-        late = later_than(_EMPTY_SHARE)
-        # Trimming has not been told to the cluster: emptying looks at it anew.
-        placements = consolidated(task, _offers(task), placements, lambda saved: saved >= excess or late())
-    return placements, short
+    short = lack(task, placements)
+    return placements if short else _emptied(task, placements, proven, later_than), short
 
 
-def _offers(task: Task) -> dict[str, tuple[tuple[Offer, ...], ...]]:
-    return {function: task.offers[function] for function in task.functions}
+def _emptied(
+    task: Task, placements: tuple[Placement, ...], proven: float, later_than: Callable[[float], Callable[[], bool]]
+) -> tuple[Placement, ...]:
+    """With servers that hold little emptied into the others, while the objective is not near what is proven."""
+    excess = objective(task, placements) - proven * (1 + STAY_GAP)
+    if proven <= 0 or excess <= 0:
+        return placements
+    late = later_than(_EMPTY_SHARE)
+    offers = {function: task.offers[function] for function in task.functions}
+    churn_cost = task.problem.churn_cost
+    return consolidated(task, offers, placements, lambda saved: saved >= excess or late(), churn_cost)
 
 
 def _rest(task: Task, placed: tuple[Placement, ...]) -> Task:

@@ -380,7 +380,8 @@ def whole_servers(task: Task, bound: float) -> float:
     least = min(costs)
     if len(costs) > 1 or least <= 0:
         return max(bound, least)
-    return max(bound, least * max(1, math.ceil(bound / least - 1e-6)))
+    # A plan may leave a millionth unserved, and a proof is a sum of floats.
+    return max(bound, least * max(1, math.ceil(bound / least * (1 - NEGLIGIBLE) - 1e-6)))
 
 
 def trimmed(task: Task, placements: Iterable[Placement]) -> tuple[Placement, ...]:

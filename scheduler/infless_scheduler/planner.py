@@ -181,9 +181,6 @@ def _exact(task: Task, effort: Effort) -> Solution:
     """The quick solver's plan first: where it meets its bound, the costliest goal needs no proof any more."""
     begun_s = effort.clock.now_s()
     first = _patterns(task, replace(effort, time_limit_s=_FIRST_SHARE * effort.time_limit_s))
-    known = [trimmed(task, better_greedy(task)), first.placements]
-    best = min(known, key=lambda placements: (lack(task, placements), objective(task, placements)))
-    bound = first.bound if lack(task, best) >= lack(task, first.placements) - 1e-9 else 0.0
     left_s = effort.time_limit_s - (effort.clock.now_s() - begun_s)
     try:
         # Here and not above: loading the solver library takes longer than most plans and fails where it has no build.
@@ -191,7 +188,7 @@ def _exact(task: Task, effort: Effort) -> Solution:
     except (ImportError, OSError) as missing:
         log.warning("the solver library cannot be loaded: %s", missing)
         return Solution(status=SolverStatus.FAILED)
-    solution = solve_exactly(task, best, time_limit_s=left_s, clock=effort.clock, bound=bound)
+    solution = solve_exactly(task, first.placements, time_limit_s=left_s, clock=effort.clock, bound=first.bound)
     return replace(solution, prices=first.prices)
 
 
@@ -201,11 +198,12 @@ def _patterns(task: Task, effort: Effort) -> Solution:
     except (ImportError, OSError) as missing:
         log.warning("the solver library cannot be loaded: %s", missing)
         return Solution(status=SolverStatus.FAILED)
+    end_s = effort.clock.now_s() + effort.time_limit_s
     found = solve_by_patterns(task, time_limit_s=effort.time_limit_s, clock=effort.clock, prices=effort.prices)
     if not lack(task, found.placements):
         return found
     # With too little of everything, whole servers leave no room for small functions; one instance at a time may.
-    other = trimmed(task, better_greedy(task))
+    other = trimmed(task, better_greedy(task, lambda: effort.clock.now_s() > end_s))
     if lack(task, other) >= lack(task, found.placements):
         return found
     bound = objective_bound(task, unserved_rps(task, other))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from infless_core.model import Configuration, Server
 from infless_scheduler.placement import Offer, Placement, Task
 
 _Key = tuple[str, Configuration]
+_Contents = tuple[tuple[_Key, int], ...]
 _Runs = Counter[tuple[str, Configuration, str | None]]
 _SLOTS_TRIED = 4
 """GPUs of a server that are tried in every order; more have too many."""
@@ -36,8 +37,9 @@ def seated(task: Task, seats: Sequence[Seat]) -> tuple[Placement, ...]:
         here = [seat for seat in seats if seat.kind == kind]
         busy = {server.id: running[server.id] for server in servers.servers if server.id in running}
         chosen = _matched(here, busy)
+        taken = set(chosen.values())
         empty = iter(server for server in servers.servers if server.id not in busy)
-        spare = iter(server for server in servers.servers if server.id in busy and server.id not in chosen.values())
+        spare = iter(server for server in servers.servers if server.id in busy and server.id not in taken)
         by_id = {server.id: server for server in servers.servers}
         for place, seat in enumerate(here):
             server = by_id[chosen[place]] if place in chosen else next(empty, None) or next(spare)
@@ -45,31 +47,41 @@ def seated(task: Task, seats: Sequence[Seat]) -> tuple[Placement, ...]:
     return tuple(placements)
 
 
-def _matched(seats: Sequence[Seat], busy: dict[str, _Runs]) -> dict[int, str]:
-    """For seats of which something runs somewhere, the server where most does; the best matches first."""
-    where: defaultdict[_Key, list[str]] = defaultdict(list)
-    counted: dict[str, Counter[_Key]] = {}
+def _matched(seats: Sequence[Seat], busy: Mapping[str, _Runs]) -> dict[int, str]:
+    """For seats of which something runs somewhere, the server where most does; the best matches first.
+
+    Seats that are alike, and servers that run the same, are looked at once: there are thousands of them, of few sorts.
+    """
+    wanted: defaultdict[_Contents, list[int]] = defaultdict(list)
+    for place, seat in enumerate(seats):
+        wanted[_contents(Counter((function, offer.configuration) for function, offer, _ in seat.instances))].append(
+            place
+        )
+    there: defaultdict[_Contents, list[str]] = defaultdict(list)
     for server, runs in busy.items():
-        counted[server] = Counter()
-        for (function, configuration, _), number in runs.items():
-            counted[server][function, configuration] += number
-        for key in counted[server]:
-            where[key].append(server)
-    wanted = [Counter((function, offer.configuration) for function, offer, _ in seat.instances) for seat in seats]
+        there[_contents(Counter(key[:2] for key in runs.elements()))].append(server)
+    where: defaultdict[_Key, list[_Contents]] = defaultdict(list)
+    for contents in there:
+        for key, _ in contents:
+            where[key].append(contents)
     matches = []
-    for place, counts in enumerate(wanted):
-        kept: Counter[str] = Counter()
-        for key, number in counts.items():
-            for server in where[key]:
-                kept[server] += min(number, counted[server][key])
-        matches += [(-number, place, server) for server, number in kept.items()]
+    for order, want in enumerate(wanted):
+        kept: Counter[_Contents] = Counter()
+        for key, number in want:
+            for contents in where[key]:
+                kept[contents] += min(number, dict(contents)[key])
+        matches += [(-number, order, there[contents][0], want, contents) for contents, number in kept.items()]
     chosen: dict[int, str] = {}
-    taken: set[str] = set()
-    for _, place, server in sorted(matches):
-        if place not in chosen and server not in taken:
-            chosen[place] = server
-            taken.add(server)
+    for *_, want, contents in sorted(matches, key=lambda match: match[:3]):
+        places, servers = wanted[want], there[contents]
+        both = min(len(places), len(servers))
+        chosen |= dict(zip(places[:both], servers[:both], strict=True))
+        wanted[want], there[contents] = places[both:], servers[both:]
     return chosen
+
+
+def _contents(counted: Counter[_Key]) -> _Contents:
+    return tuple(sorted(counted.items()))
 
 
 def _placed(seat: Seat, server: Server, runs: _Runs) -> Iterable[Placement]:

@@ -120,6 +120,31 @@ def test_servers_used(name, solver):
         assert made.gap == 0
 
 
+def test_an_offer_that_needs_less_memory_is_not_forgotten():
+    """On 64 cores and shares of 13 percent memory is counted coarsely: 3 and 12 GiB look alike, and are not.
+
+    30 instances of 3 GiB fit on one server of 128 GiB, of those with 12 GiB only ten: one server, not three.
+    """
+    gib = 2**30
+    gpus = tuple(Gpu(id=f"g{n}", memory_bytes=80 * gib) for n in range(2))
+    servers = tuple(Server(id=f"s{n:02}", cpu_cores=64, memory_bytes=128 * gib, gpus=gpus) for n in range(20))
+    shapes = [
+        ProfilePoint(configuration=Configuration(batch=2, cpu_cores=1), exec_s=1 / 51, memory_bytes=12 * gib),
+        ProfilePoint(configuration=Configuration(batch=1, cpu_cores=1), exec_s=1 / 100, memory_bytes=3 * gib),
+    ]
+    small = ProfilePoint(
+        configuration=Configuration(batch=1, cpu_cores=1, gpu_percent=13), exec_s=0.02, memory_bytes=2 * gib,
+        gpu_memory_bytes=2 * gib,
+    )  # fmt: skip
+    functions = tuple(
+        FunctionDemand(id=id_, latency_target_s=1.0, rate_rps=rate_rps, max_batch=2, profile=tuple(profile))
+        for id_, rate_rps, profile in (("f", 3000, shapes), ("g", 10, [small]))
+    )
+    for solver in ("exact", "patterns"):
+        made = plan(Problem(servers=servers, functions=functions), solver, clock=ManualClock())
+        assert (made.servers_used, made.gap) == (1, 0)
+
+
 def test_neighbours_slow_down_by_the_table():
     """Two of eight cores leave 3/4 to others: factor 1.3, 65 ms, floor(1/0.065) = 15 batches of 4."""
     problem, _ = CASES["neighbours slow down: 50 ms are 65 on a full server, 15 batches a second instead of 20"]

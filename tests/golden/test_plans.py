@@ -98,12 +98,12 @@ def test_what_runs_is_kept_resized_and_stopped():
     [
         (
             _problem(5, _point(1, 2, 0, 0.031), _point(2, 2, 0, 0.04), target_s=0.02),
-            "no configuration meets 20ms: fastest is (b=1, c=2, g=0%) at 31ms; nearest feasible target 31ms",
+            "no configuration meets 20ms: nearest is (b=1, c=2, g=0%) at 31ms; nearest feasible target 31ms",
         ),
         (_problem(5, _point(64, 2, 0, 0.01)), "no configuration is profiled with a batch of at most 32"),
         (
             _problem(5, _point(1, 17, 0, 0.1)),
-            "no server is large enough: the largest of 1 has 16 cpu cores, 137438953472 bytes of memory and 0 GPUs",
+            "no server is large enough: the largest of 1 has 16 cpu cores, 128 GiB of memory and 0 GPUs",
         ),
         (_problem(5, _point(1, 17, 0, 0.1), servers=0), "there are no servers"),
     ],

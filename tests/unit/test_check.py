@@ -171,9 +171,23 @@ def test_neighbours_are_counted_by_the_servers_table():
 def test_percentile_may_only_lower_the_window():
     """With a stated percentile a smaller rate_up passes, a larger one does not."""
     strict = replace(PROBLEM, functions=(replace(PROBLEM.functions[0], latency_percentile=99.0),))
-    check(strict, _with_first(rate_up_rps=60))
+    check(strict, replace(GOOD, instances=(replace(KEPT, rate_up_rps=60), replace(STARTED, rate_up_rps=60))))
     with pytest.raises(PlanRejected, match="above the formula"):
         check(strict, _with_first(rate_up_rps=84))
+
+
+def test_percentile_must_lower_the_window():
+    """The paper's own rate is too much where arrivals come by chance, and far too much where they come in bursts."""
+    strict = replace(PROBLEM, functions=(replace(PROBLEM.functions[0], latency_percentile=99.0, arrival_cv=4.0),))
+    with pytest.raises(PlanRejected, match=r"rate_up 80 is above .* too much for percentile 99"):
+        check(strict, GOOD)
+
+
+def test_optimal_means_proven():
+    """A gap and the word do not go together."""
+    with pytest.raises(PlanRejected, match="only 200 of the objective 202 is proven"):
+        check(PROBLEM, replace(GOOD, status=PlanStatus.OPTIMAL))
+    check(PROBLEM, replace(GOOD, status=PlanStatus.OPTIMAL, bound=202))
 
 
 def test_nothing_served_must_be_called_infeasible():

@@ -102,7 +102,7 @@ def test_infeasible_says_why_and_what_would_be_feasible():
     assert result.exit_code == 3
     assert json.loads(result.stdout)["status"] == "infeasible"
     assert result.stderr == (
-        "f: no configuration meets 20ms: fastest is (b=4, c=2, g=0%) at 50ms; nearest feasible target 100ms\n"
+        "f: no configuration meets 20ms: nearest is (b=4, c=2, g=0%) at 50ms; nearest feasible target 100ms\n"
     )
 
 

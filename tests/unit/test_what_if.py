@@ -347,7 +347,7 @@ def test_other_cores_are_a_difference():
 
 @pytest.mark.parametrize(
     ("before", "after", "proven"),
-    [((10, 10), (10, 0), True), ((10, 8), (12, 11), True), ((10, 8), (12, 9), False), ((10, 9), (8, 8), True),
+    [((10, 10), (10, 10), True), ((10, 10), (10, 0), False), ((10, 8), (12, 11), True), ((10, 8), (12, 9), False), ((10, 9), (8, 8), True),
      ((10, 7), (8, 8), False)],
 )  # fmt: skip
 def test_a_difference_within_what_the_solvers_left_open(before, after, proven):

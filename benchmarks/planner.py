@@ -82,7 +82,7 @@ def _from_scratch(problem: Problem) -> dict[str, Any]:
         "patterns": patterns,
         "greedy": greedy,
         "greedy_by_scarcity": {"objective": worth, "lack": lack(task, better), "instances": len(better)},
-        "objective_below_greedy": 1 - patterns["objective"] / greedy["objective"],
+        "objective_below_greedy_that_serves_less": 1 - patterns["objective"] / greedy["objective"],
         "objective_below_greedy_by_scarcity": 1 - patterns["objective"] / worth,
         "mix": _mix(task),
     }
@@ -109,17 +109,21 @@ def changed() -> dict[str, Any]:
                 begun_s = time.perf_counter()
                 made, _ = replan(after, memory)
                 took_s = time.perf_counter() - begun_s
-                rows.append(_change(first, made, function.id, factor, took_s))
+                rows.append(_change(memory.task, first, made, function.id, factor, took_s))
         results[name] = {"instances": len(first.instances), **_changes(rows), "rows": rows}
         results[name]["without_memory_s"] = _timed(lambda after=after: plan(after))["seconds"]
     return results
 
 
-def _change(first: Plan, made: Plan, function: str, factor: float, took_s: float) -> dict[str, Any]:
+def _change(task: Task, first: Plan, made: Plan, function: str, factor: float, took_s: float) -> dict[str, Any]:
     own = [i for i in first.instances if i.function == function]
-    moved_rps = abs(factor - 1) * math.fsum(i.rate_rps for i in own)
-    # Whatever the plan, so many instances have to come or go: none carries more than the fastest one.
-    needed = math.floor(moved_rps / max(i.rate_up_rps for i in own))
+    alpha, rate_rps = task.problem.alpha, factor * math.fsum(i.rate_rps for i in own)
+    # Whatever the plan, so many instances have to be touched: a touch adds at most the fastest offer's rate; and until
+    # the threshold is met, it takes at most the highest threshold away.
+    fastest = max(offer.window.up_rps for here in task.offers[function] for offer in here)
+    thresholds = [alpha * i.rate_up_rps + (1 - alpha) * i.rate_low_rps for i in own]
+    lacking, excess = rate_rps - math.fsum(i.rate_up_rps for i in own), math.fsum(thresholds) - rate_rps
+    needed = max(0, math.ceil(lacking / fastest - 1e-6), math.ceil(excess / max(thresholds) - 1e-6))
     touched = sum(i.action is not PlanAction.KEEP for i in made.instances) + len(made.stop)
     return {
         "function": function,

@@ -100,6 +100,10 @@ class Server:
             raise InvalidInput(f"server {self.id}: cpu_cores is at least 1, memory_bytes is not negative")
 
 
+ARRIVAL_CV_MAX = 8.0
+"""Beyond it nobody knows what rate a percentile bears."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionDemand:
     """What one function asks of a plan: its rate, its target, and how fast it runs in each configuration."""
@@ -122,8 +126,8 @@ class FunctionDemand:
             raise InvalidInput(
                 f"function {self.id}: latency_target_s is above 0, rate_rps not negative, max_batch at least 1"
             )
-        if not 0 <= self.arrival_cv < math.inf:
-            raise InvalidInput(f"function {self.id}: arrival_cv is not negative")
+        if not 0 <= self.arrival_cv <= ARRIVAL_CV_MAX:
+            raise InvalidInput(f"function {self.id}: arrival_cv is from 0 to {ARRIVAL_CV_MAX:g}")
         most = math.inf if self.instances_max is None else self.instances_max
         if not 0 <= self.instances_min <= most or most < 1:
             raise InvalidInput(f"function {self.id}: instances_min is 0 to instances_max, which is at least 1")

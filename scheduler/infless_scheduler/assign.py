@@ -182,7 +182,7 @@ _NO_SERVERS = "there are no servers"
 
 def _largest(classes: Sequence[ServerClass]) -> str:
     cores = max(kind.cpu_cores for kind in classes)
-    memory_gib = max(kind.memory_bytes for kind in classes) / 2**30
+    memory_gib = max(server.memory_bytes for kind in classes for server in kind.servers) / 2**30
     gpus = max(len(kind.gpu_memory_bytes) for kind in classes)
     return f"{cores} cpu cores, {memory_gib:.4g} GiB of memory and {gpus} GPUs"
 

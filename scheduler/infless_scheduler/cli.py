@@ -61,7 +61,8 @@ def plan_command_with(live: Live | None) -> click.Command:
         file, from_live = options.pop("file"), options.pop("from_live", False)
         gateway, state_dir = options.pop("gateway", None), options.pop("state_dir", None)
         if (file is None) is not from_live:
-            raise click.UsageError("say what to plan: --problem FILE" + ("" if live is None else ", or --live"))
+            one = "" if live is None else f", or --live{'' if file is None else ', but not both'}"
+            raise click.UsageError(f"say what to plan: --problem FILE{one}")
         try:
             text = _decoded(file.read()) if live is None or file is not None else live(gateway, state_dir)
             context.exit(_run(parse_problem_text(text), _Wish(**options)))
@@ -151,7 +152,7 @@ def _run(problem: Problem, wish: _Wish) -> int:
             colour = sys.stdout.isatty()
             parts = [explanation_as_text(because), servers_as_text(changed, made, colour=colour), _summary(made)]
         if compared is not None:
-            parts.append(comparison_as_text(compared))
+            parts = ["Plan with the changes:", *parts, "Before and after:\n" + comparison_as_text(compared)]
         click.echo("\n\n".join(parts))
     if made.status is PlanStatus.INFEASIBLE:
         for unserved in made.unserved:

@@ -247,8 +247,9 @@ def server_because(scene: Scene, group: Group) -> str:
     shares = {"cores": [1 - room.cpu_cores / kind.cpu_cores for room in full]}
     if gpus := len(kind.gpu_memory_bytes):
         shares["GPU"] = [1 - sum(percent for percent, _ in room.gpus) / (100 * gpus) for room in full]
-    if kind.memory_bytes:
-        shares["memory"] = [1 - room.memory_bytes / kind.memory_bytes for room in full]
+    sizes = [scene.servers[id_].memory_bytes for id_ in servers]
+    if all(sizes):
+        shares["memory"] = [1 - room.memory_bytes / size for room, size in zip(full, sizes, strict=True)]
     parts.append("filled: " + ", ".join(f"{name} {span(values)}" for name, values in shares.items()))
     return "; ".join(parts)
 

@@ -14,7 +14,7 @@ What the paper leaves open, and what holds here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,10 +104,12 @@ class Run:
         self._open = open_servers
         self._configurations = sorted({offer.configuration for here in offers for offer in here})
         self._offers = [{offer.configuration: offer for offer in here} for here in offers]
-        self._running: dict[Configuration, list[int]] = {c: [] for c in self._configurations}
+        self._running: dict[Configuration, NDArray[np.bool_]] = {}
+        """On which servers the function runs in a configuration now."""
         for r in cluster.task.problem.running:
-            if r.function == function and r.configuration in self._running and r.server in cluster.row:
-                self._running[r.configuration].append(cluster.row[r.server])
+            if r.function == function and r.server in cluster.row:
+                where = self._running.setdefault(r.configuration, np.zeros(len(cluster.servers), dtype=bool))
+                where[cluster.row[r.server]] = True
 
     def serve(self, residue_rps: float, most: int | None) -> list[Placement]:
         """Algorithm 1 for what the function lacks, with at most so many instances."""
@@ -147,7 +149,8 @@ class Run:
             if residue_rps < offer.window.low_rps:
                 scores.drop(shape, row)
                 continue
-            row = min(scores.alike(shape, row, self._running[offer.configuration]), default=row)
+            running = self._running.get(offer.configuration)
+            row = row if running is None else scores.preferred(shape, row, running)
             self._put(offer, row)
             scores.refresh(row)
             return offer
@@ -223,15 +226,14 @@ class _Scores:
             raise LookupError(f"shape {shape} does not stand on server {row}")
         return offer
 
-    def alike(self, shape: int, row: int, others: Iterable[int]) -> Iterator[int]:
-        """Of some servers those that are as good for a shape as this one."""
+    def preferred(self, shape: int, row: int, wanted: NDArray[np.bool_]) -> int:
+        """The first of the wanted servers that is as good for a shape as this one; this one if there is none."""
         cluster = self._cluster
-        for other in others:
-            if cluster.instances[row] == 0:
-                if cluster.instances[other] == 0 and cluster.kind[other] == cluster.kind[row]:
-                    yield other
-            elif other in self._rows and self.of(shape, other) == self.of(shape, row):
-                yield other
+        if cluster.instances[row] == 0:
+            alike = np.flatnonzero(wanted & (cluster.instances == 0) & (cluster.kind == cluster.kind[row]))
+        else:
+            alike = np.sort(self._rows[wanted[self._rows] & (self._table[shape] == self.of(shape, row))])
+        return int(alike[0]) if len(alike) else row
 
     def refresh(self, row: int) -> None:
         """An instance has been placed on a server."""

@@ -28,6 +28,7 @@ from infless_scheduler.consolidate import consolidated, lightened
 from infless_scheduler.greedy import greedy
 from infless_scheduler.placement import (
     NEGLIGIBLE,
+    Offer,
     Placement,
     Prices,
     Solution,
@@ -54,6 +55,8 @@ _GAP = 0.003
 """Of the mix to its own bound: rounding costs more than what a closer mix would gain."""
 _MIX_SHARE, _ROUND_SHARE, _FILL_SHARE, _EMPTY_SHARE = 0.6, 0.8, 0.9, 0.95
 """Of the time limit, when each step has to end."""
+_HOLE_SHARE = 0.5
+"""Of what a function's instances carry on average, the least that one put into left-over room should."""
 _WHOLE = 1e-6
 
 
@@ -132,7 +135,8 @@ def _carried_on(
     running = running_placements(task)
     cluster = Cluster(task, running)
     kept = released(task, fitted(task, running, cluster), cluster)
-    placements = greedy(task, kept, cluster=cluster, open_servers=False, out_of_time=later_than(_MIX_SHARE))
+    holes = replace(task, offers=_as_large(task, kept))
+    placements = greedy(holes, kept, cluster=cluster, open_servers=False, out_of_time=later_than(_MIX_SHARE))
     rest = _rest(task, placements)
     if rest.functions:
         added = _from_scratch(rest, later_than).placements
@@ -146,6 +150,22 @@ def _carried_on(
     placements = same + trimmed(task, (placement for placement in placements if placement.function in grown))
     short = lack(task, placements)
     return placements if short else _emptied(task, placements, proven, later_than), short
+
+
+def _as_large(task: Task, running: tuple[Placement, ...]) -> dict[str, tuple[tuple[Offer, ...], ...]]:
+    """Offers that carry at least half of what an instance of their function carries now, where any does.
+
+    Room that is left over is often small. To fill it with many small instances saves little and touches much.
+    """
+    capacity, number = capacity_rps(running), counts(running)
+    found = dict(task.offers)
+    for function, rate_rps in capacity.items():
+        if rate_rps >= task.functions[function].rate_rps:
+            continue
+        least_rps = _HOLE_SHARE * rate_rps / number[function]
+        large = tuple(tuple(o for o in here if o.window.up_rps >= least_rps) for here in task.offers[function])
+        found[function] = large if any(large) else task.offers[function]
+    return found
 
 
 def _emptied(

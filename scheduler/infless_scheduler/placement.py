@@ -59,6 +59,7 @@ class ServerClass:
 
     cpu_cores: int
     memory_bytes: int
+    """What instances may use of it; a server may have more."""
     gpu_memory_bytes: tuple[int, ...]
     interference: Interference
     servers: tuple[Server, ...]
@@ -239,17 +240,24 @@ def interpolated(table: tuple[tuple[float, float], ...], share: float) -> float:
 
 
 def _classes(problem: Problem) -> tuple[ServerClass, ...]:
+    """Servers that can be filled alike. Memory that instances on all cores could not use makes no difference."""
+    points = [point for function in problem.functions for point in function.profile]
+    heaviest = {
+        cpu_cores: max((-(-p.memory_bytes * cpu_cores // p.configuration.cpu_cores) for p in points), default=0)
+        for cpu_cores in {server.cpu_cores for server in problem.servers}
+    }
     groups: defaultdict[tuple[object, ...], list[Server]] = defaultdict(list)
     for server in problem.servers:
         if not server.draining:
             gpus = tuple(sorted(server.gpus, key=lambda gpu: (gpu.memory_bytes, gpu.id)))
-            size = (server.cpu_cores, server.memory_bytes, tuple(gpu.memory_bytes for gpu in gpus))
+            memory_bytes = min(server.memory_bytes, heaviest[server.cpu_cores])
+            size = (server.cpu_cores, memory_bytes, tuple(gpu.memory_bytes for gpu in gpus))
             alike = (*size, interference_of(problem, server))
             groups[alike].append(server if gpus == server.gpus else replace(server, gpus=gpus))
     return tuple(
         ServerClass(
             cpu_cores=servers[0].cpu_cores,
-            memory_bytes=servers[0].memory_bytes,
+            memory_bytes=min(servers[0].memory_bytes, heaviest[servers[0].cpu_cores]),
             gpu_memory_bytes=tuple(gpu.memory_bytes for gpu in servers[0].gpus),
             interference=interference_of(problem, servers[0]),
             servers=tuple(servers),

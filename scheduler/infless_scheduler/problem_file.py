@@ -9,6 +9,7 @@ from typing import Any
 from infless_core.errors import InvalidInput
 from infless_core.labels import GpuWish
 from infless_core.model import (
+    ARRIVAL_CV_MAX,
     Configuration,
     FunctionDemand,
     Gpu,
@@ -275,7 +276,7 @@ def _function(value: object, path: str, faults: list[str]) -> FunctionDemand | N
         id=fields.text("id"),
         latency_target_s=fields.number("latency_target_s", 1.0, inside=True),
         latency_percentile=_percentile(fields),
-        arrival_cv=fields.number("arrival_cv", 1.0),
+        arrival_cv=fields.number("arrival_cv", 1.0, most=ARRIVAL_CV_MAX),
         rate_rps=fields.number("rate_rps", 0.0),
         max_batch=fields.whole("max_batch", 1, least=1),
         gpu=GpuWish(fields.choice("gpu", tuple(GpuWish), GpuWish.ALLOW)),

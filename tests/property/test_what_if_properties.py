@@ -31,7 +31,7 @@ def _problems(draw):
         FunctionDemand(
             id=f"f{n}.prod", latency_target_s=draw(st.floats(1e-3, 1e3)), rate_rps=draw(st.floats(0, 1e9)),
             max_batch=draw(st.integers(1, 64)), latency_percentile=draw(st.sampled_from([None, 50.0, 99.9])),
-            arrival_cv=draw(st.floats(0, 10)), gpu=draw(st.sampled_from(GpuWish)),
+            arrival_cv=draw(st.floats(0, 8)), gpu=draw(st.sampled_from(GpuWish)),
             instances_min=draw(st.integers(0, 2)), instances_max=draw(st.sampled_from([None, 2, 9])),
             profile=tuple(ProfilePoint(configuration=shape, exec_s=draw(st.floats(1e-6, 1e2))) for shape in SHAPES),
         )

@@ -15,7 +15,7 @@ from infless_provider.controller import Controller
 from infless_provider.functions import ALPHA, FunctionState
 from infless_provider.reconcile import Action, Actual, Bounds, Drain, HandOver, Replace, Resize, Start, reconcile
 from infless_scheduler.autoscale import needs_plan
-from infless_scheduler.placement import Memory
+from infless_scheduler.memory import Memory
 from infless_scheduler.planner import replan
 
 LOG = logging.getLogger("infless.autoscaler")

@@ -14,6 +14,7 @@ from infless_scheduler.explain_reasons import barred_by
 from infless_scheduler.explain_trials import Found, Lack, Trials, smallest
 from infless_scheduler.listing import abbreviated, natural, printable
 from infless_scheduler.placement import ServerClass, Task, server_cost, task_of
+from infless_scheduler.what_if_servers import with_copies
 
 _PLANS_FOR_ONE_SEARCH = 12
 _CLASSES_TRIED = 3
@@ -152,7 +153,7 @@ def _more_servers(trials: Trials, function: FunctionDemand) -> Remedy | None:
         return None
     _, found, sample, label = min(options, key=lambda option: option[:2])
     change = f"one more server {label}" if found.number == 1 else f"{found.number} more servers {label}"
-    changed = with_servers(trials.problem, sample, found.number)
+    changed = with_copies(trials.problem, sample, found.number, "new")
     key = (_servers_name(sample), found.number)
     return _remedy(trials, function, change if found.proven else f"at most {change}", key, lambda: changed)
 
@@ -191,7 +192,7 @@ def _number_of_servers(trials: Trials, function: FunctionDemand, sample: Server)
     name, goal = _servers_name(sample), Lack()
 
     def serves(number: int) -> bool:
-        after = trials.after((name, number), lambda: with_servers(trials.problem, sample, number))
+        after = trials.after((name, number), lambda: with_copies(trials.problem, sample, number, "new"))
         if after is not None:
             trials.servers_tried = max(trials.servers_tried, number)
         return trials.reaches(function.id, goal, after)
@@ -212,14 +213,6 @@ def _servers_at_least(trials: Trials, function: FunctionDemand, sample: Server) 
         return 1
     lightest = min(offer.weight(beta) / offer.window.up_rps for offer in offers)
     return max(1, math.ceil(trials.before[function.id].rate_rps * lightest / cost))
-
-
-def with_servers(problem: Problem, sample: Server, number: int) -> Problem:
-    """The problem with so many more servers like one."""
-    taken = {server.id for server in problem.servers}
-    names = (id_ for n in range(number + len(taken)) if (id_ := f"new-{n + 1}") not in taken)
-    more = tuple(replace(sample, id=id_, draining=False) for id_, _ in zip(names, range(number), strict=False))
-    return replace(problem, servers=problem.servers + more)
 
 
 def class_label(kind: ServerClass, classes: Sequence[ServerClass]) -> str:

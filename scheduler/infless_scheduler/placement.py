@@ -17,7 +17,6 @@ from infless_core.model import (
     Configuration,
     FunctionDemand,
     Interference,
-    PlannedInstance,
     Problem,
     ProfilePoint,
     Server,
@@ -242,28 +241,30 @@ def interpolated(table: tuple[tuple[float, float], ...], share: float) -> float:
 def _classes(problem: Problem) -> tuple[ServerClass, ...]:
     """Servers that can be filled alike. Memory that instances on all cores could not use makes no difference."""
     points = [point for function in problem.functions for point in function.profile]
-    heaviest = {
-        cpu_cores: max((-(-p.memory_bytes * cpu_cores // p.configuration.cpu_cores) for p in points), default=0)
-        for cpu_cores in {server.cpu_cores for server in problem.servers}
-    }
+    of_a_core_bytes = max((point.memory_bytes / point.configuration.cpu_cores for point in points), default=0.0)
     groups: defaultdict[tuple[object, ...], list[Server]] = defaultdict(list)
     for server in problem.servers:
         if not server.draining:
             gpus = tuple(sorted(server.gpus, key=lambda gpu: (gpu.memory_bytes, gpu.id)))
-            memory_bytes = min(server.memory_bytes, heaviest[server.cpu_cores])
+            memory_bytes = min(server.memory_bytes, _usable_bytes(server, of_a_core_bytes))
             size = (server.cpu_cores, memory_bytes, tuple(gpu.memory_bytes for gpu in gpus))
             alike = (*size, interference_of(problem, server))
             groups[alike].append(server if gpus == server.gpus else replace(server, gpus=gpus))
     return tuple(
         ServerClass(
             cpu_cores=servers[0].cpu_cores,
-            memory_bytes=min(servers[0].memory_bytes, heaviest[servers[0].cpu_cores]),
+            memory_bytes=min(servers[0].memory_bytes, _usable_bytes(servers[0], of_a_core_bytes)),
             gpu_memory_bytes=tuple(gpu.memory_bytes for gpu in servers[0].gpus),
             interference=interference_of(problem, servers[0]),
             servers=tuple(servers),
         )
         for _, servers in sorted(groups.items(), key=lambda group: group[1][0].id)
     )
+
+
+def _usable_bytes(server: Server, of_a_core_bytes: float) -> int:
+    """Memory that instances on all cores could use at most, rounded up."""
+    return math.ceil(of_a_core_bytes * server.cpu_cores * (1 + 1e-12)) + 1
 
 
 def _offers(function: FunctionDemand, classes: tuple[ServerClass, ...]) -> tuple[tuple[Offer, ...], ...]:
@@ -278,28 +279,6 @@ def _offers(function: FunctionDemand, classes: tuple[ServerClass, ...]) -> tuple
             here = tuple(Offer(point=p, window=w) for p, w in feasible_points(function, kind.slowdown))
         found.append(tuple(offer for offer in here if kind.fits(offer.point)))
     return tuple(found)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """What one plan leaves for the next: offers and prices that are as true then, where nothing but rates changed."""
-
-    task: Task
-    prices: Prices | None
-    instances: Mapping[str, PlannedInstance]
-    """The plan's instances by id: what stays as it is need not be made again."""
-
-    def prices_for(self, task: Task) -> Prices | None:
-        """The prices as far as they hold for a task made with `task_of(problem, memory.task)`."""
-        if self.prices is None or not task.alike(self.task.classes) or task.problem.beta != self.task.problem.beta:
-            return None
-        same = {id_ for id_ in task.functions if self.task.offers.get(id_) is task.offers[id_]}
-        return Prices(
-            request={id_: price for id_, price in self.prices.request.items() if id_ in same},
-            instance={id_: price for id_, price in self.prices.instance.items() if id_ in same},
-            most_rps=self.prices.most_rps,
-            fill=self.prices.fill,
-        )
 
 
 def server_cost(server: Server, beta: float) -> float:

@@ -17,8 +17,8 @@ from infless_core.model import Plan, PlannedInstance, PlanStatus, Problem
 from infless_scheduler.assign import instances_of, stopped, unserved_of
 from infless_scheduler.check import check
 from infless_scheduler.greedy import better_greedy, greedy
+from infless_scheduler.memory import Memory
 from infless_scheduler.placement import (
-    Memory,
     Placement,
     Prices,
     Solution,

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from infless_core.errors import InvalidInput
-from infless_core.model import Problem, Server
+from infless_core.model import ARRIVAL_CV_MAX, Problem, Server
 from infless_scheduler import what_if_servers as some_servers
 from infless_scheduler.comparison import Comparison, compare, comparison_as_text, comparison_to_json
 from infless_scheduler.what_if_grammar import (
@@ -37,6 +37,7 @@ from infless_scheduler.what_if_grammar import (
 __all__ = ["Comparison", "WhatIfError", "apply_changes", "compare", "comparison_as_text", "comparison_to_json"]
 
 _NUMBER = Rule(allowed="a number of at least 0")
+_CV = Rule(allowed=f"a number from 0 to {ARRIVAL_CV_MAX:g}", most=ARRIVAL_CV_MAX)
 _COUNT = Rule(allowed="a whole number of at least 0", whole=True)
 _FROM_ONE = Rule(allowed="a whole number of at least 1", least=1, whole=True)
 _LIMIT = replace(_FROM_ONE, optional=True)
@@ -48,7 +49,7 @@ _OF_FUNCTIONS: Mapping[str, tuple[str, Read]] = MappingProxyType(
         "rate": ("rate_rps", number(replace(_NUMBER, allowed="requests/s of at least 0"))),
         "target": ("latency_target_s", number(_TARGET)),
         "percentile": ("latency_percentile", number(_PERCENTILE)),
-        "cv": ("arrival_cv", number(_NUMBER)),
+        "cv": ("arrival_cv", number(_CV)),
         "batch": ("max_batch", number(_FROM_ONE)),
         "gpu": ("gpu", wish),
         "min": ("instances_min", number(_COUNT)),

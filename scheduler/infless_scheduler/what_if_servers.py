@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 from infless_core.errors import InvalidInput
 from infless_core.model import Problem, Server
+from infless_scheduler.listing import natural
 from infless_scheduler.placement import interference_of
 from infless_scheduler.what_if_grammar import is_wildcard, some, unknown
 
@@ -78,9 +79,14 @@ def more(problem: Problem, servers: tuple[Server, ...], number: int, prefix: str
         raise InvalidInput(f"these servers are of {len(sizes)} sizes ({told}); name one of them, as in servers.{one}")
     if len(problem.servers) + number > SERVERS_MAX:
         raise InvalidInput(f"there would be {len(problem.servers) + number} servers; allowed are at most {SERVERS_MAX}")
-    taken = {server.id for server in problem.servers}
-    free = (id_ for n in range(1, len(taken) + number + 1) if (id_ := f"{prefix}-what-if-{n}") not in taken)
-    added = tuple(replace(servers[0], id=id_, draining=False) for id_, _ in zip(free, range(number), strict=False))
+    return with_copies(problem, servers[0], number, f"{prefix}-what-if")
+
+
+def with_copies(problem: Problem, server: Server, number: int, prefix: str) -> Problem:
+    """The problem with so many more servers like one, called `<prefix>-<n>` with numbers that are free."""
+    taken = {other.id for other in problem.servers}
+    free = (id_ for n in range(1, len(taken) + number + 1) if (id_ := f"{prefix}-{n}") not in taken)
+    added = tuple(replace(server, id=id_, draining=False) for id_, _ in zip(free, range(number), strict=False))
     return replace(problem, servers=(*problem.servers, *added))
 
 
@@ -97,7 +103,7 @@ def fewer(problem: Problem, servers: tuple[Server, ...], number: int) -> Problem
     Those on which nothing runs go first, of these the ones that a what-if has added, then the last ids.
     """
     busy = {running.server for running in problem.running}
-    last = sorted(servers, key=lambda server: _natural(server.id), reverse=True)
+    last = sorted(servers, key=lambda server: natural(server.id), reverse=True)
     order = sorted(last, key=lambda server: (server.id in busy, _ADDED.fullmatch(server.id) is None))
     gone = {server.id for server in order[:number]}
     return replace(
@@ -105,8 +111,3 @@ def fewer(problem: Problem, servers: tuple[Server, ...], number: int) -> Problem
         servers=tuple(server for server in problem.servers if server.id not in gone),
         running=tuple(running for running in problem.running if running.server not in gone),
     )
-
-
-def _natural(id_: str) -> list[str | int]:
-    """So that s10 comes after s9."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split("([0-9]+)", id_))]

@@ -28,7 +28,7 @@ from infless_scheduler.placement import (
     trimmed,
     unserved_rps,
 )
-from infless_scheduler.program import Program, program_of, running_counts, size_of
+from infless_scheduler.program import Program, program_of, running_counts
 from infless_scheduler.repair import touched
 
 
@@ -48,9 +48,9 @@ class Goal(StrEnum):
 
 
 _MAIN_GOALS = (Goal.LACK, Goal.COST)
-POLISH_COLUMNS, POLISH_NODES = 400, 300
-"""Up to so many columns the goals after the cost are solved, in a search of so many nodes: they save no hardware, and
-where they used up the time limit, the plan would depend on the machine's mood. Larger problems are left as they are."""
+POLISH_COLUMNS, POLISH_NODES = 1000, 300
+"""Up to a model of this size the goals after the cost are solved, in a search of so many nodes: they save no hardware,
+and where they used up the time limit, the plan would depend on the machine's mood. Larger ones are left as they are."""
 TIME_SHARE: Mapping[Goal, float] = {
     Goal.LACK: 0.3,
     Goal.COST: 0.9,
@@ -79,7 +79,7 @@ def solve_exactly(
     """
     begun_s = clock.now_s()
     programs: dict[bool, Program] = {}
-    best, proven, polish = incumbent, True, size_of(task) <= POLISH_COLUMNS
+    best, proven, polish = incumbent, True, task.columns() <= POLISH_COLUMNS
     limits: dict[Goal, float] = {}
     known = bound, lack(task, incumbent)
     bound = max(bound, objective_bound(task, unserved_rps(task, incumbent)))

@@ -173,6 +173,15 @@ class Task:
         total = math.fsum(counted.values())
         return {function: count / total for function, count in counted.items()}
 
+    def columns(self) -> int:
+        """The size of the exact model: offers by servers on which they may stand, and by their GPUs."""
+        return sum(
+            len(kind.servers) * (len(kind.gpu_memory_bytes) if offer.configuration.gpu_percent else 1)
+            for function in self.functions
+            for kind, offers in zip(self.classes, self.offers[function], strict=True)
+            for offer in offers
+        )
+
     def alike(self, classes: tuple[ServerClass, ...]) -> bool:
         """Whether the classes are the same ones, whatever servers they have."""
         return [kind.size for kind in self.classes] == [kind.size for kind in classes]

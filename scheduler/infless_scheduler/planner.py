@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 TIME_LIMIT_S = 10.0
 """The authors' scaling loop runs every 10 s: a plan that takes longer answers a question nobody asks any more."""
 _EXACT_COLUMNS = 20_000
-"""Up to about so many integer variables (offers x servers x GPUs) the exact model is worth its time under `auto`."""
+"""Up to a model of this size (`Task.columns`) exactness is worth its time under `auto`."""
 _FIRST_SHARE = 0.5
 """Of the time limit, what the quick solver may take before the exact one."""
 
@@ -163,18 +163,8 @@ def _replan(
 def _solve(task: Task, solver: str, effort: Effort) -> tuple[str, Solution]:
     if solver != "auto":
         return solver, _TABLE[solver](task, effort)
-    name = "exact" if _is_small(task) else "patterns"
+    name = "exact" if task.columns() <= _EXACT_COLUMNS else "patterns"
     return name, _TABLE[name](task, effort)
-
-
-def _is_small(task: Task) -> bool:
-    columns = sum(
-        len(kind.servers) * (max(1, len(kind.gpu_memory_bytes)) if offer.configuration.gpu_percent else 1)
-        for function in task.functions
-        for kind, offers in zip(task.classes, task.offers[function], strict=True)
-        for offer in offers
-    )
-    return columns <= _EXACT_COLUMNS
 
 
 def _exact(task: Task, effort: Effort) -> Solution:

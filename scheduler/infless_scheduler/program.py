@@ -74,16 +74,6 @@ def program_of(task: Task, *, for_capacity: bool = False) -> Program:
     return Program(task=task, columns=columns, rows=rows, alike=_alike(task))
 
 
-def size_of(task: Task) -> int:
-    """About how many columns the whole program has, without building it."""
-    return sum(
-        len(servers.servers) * (len(servers.gpu_memory_bytes) if offer.configuration.gpu_percent else 1)
-        for function in task.functions
-        for kind, servers in enumerate(task.classes)
-        for offer in worth_trying(task, function, kind)
-    )
-
-
 def _most_useful(function: FunctionDemand, offer: Offer) -> int:
     """More instances of an offer than this are never needed."""
     most = max(math.ceil(function.rate_rps / offer.window.up_rps), function.instances_min)

@@ -43,7 +43,7 @@ from infless_scheduler.placement import (
     unserved_rps,
     whole_servers,
 )
-from infless_scheduler.repair import fitted, released, running_placements, touched
+from infless_scheduler.repair import enlarged, fitted, released, running_placements, touched
 from infless_scheduler.seats import Seat, seated
 
 STAY_GAP = 0.02
@@ -125,7 +125,7 @@ def _from_scratch(task: Task, later_than: Callable[[float], Callable[[], bool]])
 def _carried_on(
     task: Task, proven: float, later_than: Callable[[float], Callable[[], bool]]
 ) -> tuple[tuple[Placement, ...], float]:
-    """What runs, less what is not needed; what is missing goes where there is room, then on servers not in use.
+    """What runs, less what is not needed; what is missing goes into larger batches, room there is, servers not in use.
 
     Servers that hold little are emptied into the others while the objective is not near what is proven.
 
@@ -134,7 +134,7 @@ def _carried_on(
     """
     running = running_placements(task)
     cluster = Cluster(task, running)
-    kept = released(task, fitted(task, running, cluster), cluster)
+    kept = enlarged(task, released(task, fitted(task, running, cluster), cluster), cluster)
     holes = replace(task, offers=_as_large(task, kept))
     placements = greedy(holes, kept, cluster=cluster, open_servers=False, out_of_time=later_than(_MIX_SHARE))
     rest = _rest(task, placements)

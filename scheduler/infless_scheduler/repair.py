@@ -1,16 +1,18 @@
 """Planning on from what runs: as few instances as possible are touched.
 
 What runs stays where it still keeps the rules. A function that has too much lets instances go, those first whose
-servers hold least; one that has too little gets more where there is room, then on servers that are not in use.
+servers hold least; one that has too little gets larger batches first, then instances where there is room, then some on
+servers that are not in use.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 from infless_core.model import Running
 from infless_scheduler.cluster import Cluster
-from infless_scheduler.placement import Offer, Placement, Task, capacity_rps, counts
+from infless_scheduler.placement import NEGLIGIBLE, Offer, Placement, Task, capacity_rps, counts
 
 
 def running_placements(task: Task) -> tuple[Placement, ...]:
@@ -88,6 +90,55 @@ def released(task: Task, placements: tuple[Placement, ...], cluster: Cluster) ->
             spare[function] -= up_rps
             number[function] -= 1
     return tuple(p for index, p in enumerate(placements) if index not in gone)
+
+
+def enlarged(task: Task, placements: tuple[Placement, ...], cluster: Cluster) -> tuple[Placement, ...]:
+    """Instances of functions that lack something in a configuration that carries more on the same cores and GPU share.
+
+    A running instance takes a larger batch at once, and it costs no hardware.
+    """
+    capacity = capacity_rps(placements)
+    missing = {f: demand.rate_rps - capacity.get(f, 0.0) for f, demand in task.functions.items()}
+    lacking = {f for f, rate in missing.items() if rate > NEGLIGIBLE * task.functions[f].rate_rps}
+    if not lacking:
+        return placements
+    kinds, known = task.class_of(), dict[tuple[int, int], list[Offer]]()
+    gains: list[tuple[float, int, Offer]] = []
+    for index, placement in enumerate(placements):
+        if placement.function in lacking:
+            key = id(placement.offer), kinds[placement.server]
+            if key not in known:
+                known[key] = _better(placement.offer, task.offers[placement.function][key[1]])
+            gains += [(o.window.up_rps - placement.offer.window.up_rps, index, o) for o in known[key]]
+    result, done = list(placements), set[int]()
+    for gain_rps, index, offer in sorted(gains, key=lambda gain: (-gain[0], gain[1])):
+        old = placements[index]
+        if index in done or missing[old.function] <= NEGLIGIBLE * task.functions[old.function].rate_rps:
+            continue
+        new = Placement(old.function, old.server, old.gpu, offer)
+        cluster.free(old)
+        cluster.take(new)
+        if cluster.row[old.server] in cluster.overdrawn():
+            cluster.free(new)
+            cluster.take(old)
+            continue
+        done.add(index)
+        result[index] = new
+        missing[old.function] -= gain_rps
+    return tuple(result)
+
+
+def _better(old: Offer, offers: Iterable[Offer]) -> list[Offer]:
+    """Offers on no more cores and no more of a GPU that carry more."""
+    given = old.configuration
+    return [
+        offer
+        for offer in offers
+        if offer.window.up_rps > old.window.up_rps
+        and offer.configuration.cpu_cores <= given.cpu_cores
+        and offer.configuration.gpu_percent <= given.gpu_percent
+        and (offer.configuration.gpu_percent > 0) == (given.gpu_percent > 0)
+    ]
 
 
 def touched(task: Task, placements: tuple[Placement, ...]) -> int:

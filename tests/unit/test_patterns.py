@@ -218,6 +218,23 @@ def test_instances_that_stay_as_they_are_are_taken_over():
     assert [i.rate_rps for i in third.instances if i.function == "f"] == [72.5, 72.5]
 
 
+def test_larger_batches_come_before_new_instances():
+    """On the same cores: one resize instead of a start. A larger batch that does not fit by memory is no help."""
+    problem = _problem(_function("f", 130, _point(4, 4, 0.05), _point(8, 4, 0.055, memory_bytes=GIB // 2)))
+    task = task_of(problem)
+    running = _run([_at(task, "s00")])
+    made = plan(replace(problem, running=running), "patterns", clock=ManualClock())
+    assert [(i.id, i.action, i.configuration.batch) for i in made.instances] == [("f-0", "resize", 8)]
+    two = replace(problem, running=_run([_at(task, "s00"), _at(task, "s00")]),
+                  functions=(replace(problem.functions[0], rate_rps=288),))  # fmt: skip
+    made = plan(two, "patterns", clock=ManualClock())
+    assert [i.action for i in made.instances] == ["resize", "resize"]
+    full = (replace(problem.functions[0].profile[1], memory_bytes=GIB + 1),)
+    tight = replace(two, functions=(replace(two.functions[0], profile=problem.functions[0].profile[:1] + full),))
+    made = plan(tight, "patterns", clock=ManualClock())
+    assert Counter(i.action for i in made.instances) == {"keep": 2, "start": 2}
+
+
 def test_what_is_far_from_the_bound_is_planned_anew_unless_churn_costs_more():
     """Half-empty servers are given up; not when touching an instance costs more than a server."""
     problem = _problem(_function("f", 80 * 4, QUAD), sizes=(8,) * 8)

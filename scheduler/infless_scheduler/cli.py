@@ -17,6 +17,7 @@ from infless_core.errors import InflessError, InvalidInput
 from infless_core.model import Plan, PlanStatus, Problem
 from infless_scheduler.explain import explain
 from infless_scheduler.explain_text import explanation_as_text, explanation_to_json
+from infless_scheduler.listing import printable
 from infless_scheduler.picture import servers_as_svg, servers_as_text
 from infless_scheduler.planner import SOLVERS, TIME_LIMIT_S, plan
 from infless_scheduler.problem_file import ProblemFileError, parse_problem_text, plan_to_json
@@ -156,7 +157,7 @@ def _run(problem: Problem, wish: _Wish) -> int:
         click.echo("\n\n".join(parts))
     if made.status is PlanStatus.INFEASIBLE:
         for unserved in made.unserved:
-            click.echo(f"{unserved.function}: {unserved.reason}", err=True)
+            click.echo(f"{printable(unserved.function)}: {unserved.reason}", err=True)
         return EXIT_INFEASIBLE
     return 0
 
@@ -175,8 +176,8 @@ def _try(problem: Problem) -> Plan:
 def plan_as_text(made: Plan) -> str:
     """The plan as a table for people, with what is unserved and the totals below."""
     lines = _table(made) if made.instances else []
-    lines += [f"stop {id_}" for id_ in made.stop]
-    lines += [f"unserved {u.function}: {u.rate_rps:g}/s, {u.reason}" for u in made.unserved]
+    lines += [f"stop {printable(id_)}" for id_ in made.stop]
+    lines += [f"unserved {printable(u.function)}: {u.rate_rps:g}/s, {u.reason}" for u in made.unserved]
     return "\n".join([*lines, _summary(made)])
 
 
@@ -192,9 +193,10 @@ def _table(made: Plan) -> list[str]:
     for instance in made.instances:
         given = instance.configuration
         rates = f"[{instance.rate_low_rps:g}, {instance.rate_up_rps:g}]"
-        place = (instance.server, instance.gpu or "-")
+        place = (printable(instance.server), printable(instance.gpu or "-"))
         shape = (str(given.batch), str(given.cpu_cores), str(given.gpu_percent))
-        rows.append((instance.id, instance.action.value, *place, *shape, f"{instance.rate_rps:.6g}", rates))
+        id_ = printable(instance.id)
+        rows.append((id_, instance.action.value, *place, *shape, f"{instance.rate_rps:.6g}", rates))
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

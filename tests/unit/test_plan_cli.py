@@ -169,6 +169,13 @@ def test_picture_is_an_svg_file(tmp_path):
     assert "cannot be written: No such file or directory" in result.stderr
 
 
+def test_ids_do_not_command_the_terminal():
+    """What a terminal would obey is replaced in the table; JSON has the id as it is."""
+    wild = _function(id="f\x1b[2J\n")
+    assert "\x1b" not in _run(wild).stdout
+    assert json.loads(_run(wild, "--json").stdout)["instances"][0]["function"] == "f\x1b[2J\n"
+
+
 def test_live_problem_takes_the_same_way():
     """What a provider answers is read, checked and planned as a file is; one of both has to be named."""
     command = plan_command_with(lambda gateway, state_dir: json.dumps({**PROBLEM, "alpha": 0.5}))

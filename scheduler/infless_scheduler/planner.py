@@ -227,8 +227,10 @@ def _plan_of(
 ) -> Plan:
     instances = instances_of(task, solution.placements, before)
     unserved = unserved_of(task, solution.placements)
-    status = PlanStatus.OPTIMAL if solution.status is SolverStatus.OPTIMAL else PlanStatus.FEASIBLE
     worth = objective(task, solution.placements)
+    # Whoever found it: what serves everything at an objective that is proven to be the least is optimal.
+    proven = solution.status is SolverStatus.OPTIMAL or (not unserved and solution.bound >= worth * (1 - 1e-9))
+    status = PlanStatus.OPTIMAL if proven else PlanStatus.FEASIBLE
     used = {placement.server for placement in solution.placements}
     given = allocated(task, solution.placements)
     return Plan(

@@ -132,7 +132,9 @@ def test_partly_served_names_the_binding_resource(point, gpus, served, reason):
 
 
 def test_greedy_gives_what_the_paper_describes():
-    """95/s: a batch of 4 first, then a single for the residue of 15; feasible, with a bound."""
+    """95/s: a batch of 4 first, then a single for the residue of 15; one server, which the bound proves."""
     made = _planned(_problem(95, _point(4, 2, 0, 0.05), _point(1, 1, 0, 0.05)), "greedy")
     assert [(i["batch"], i["rate_up_rps"]) for i in made["instances"]] == [(1, 20), (4, 80)]
-    assert (made["status"], made["gap"]) == ("feasible", 0.0)
+    assert (made["status"], made["gap"]) == ("optimal", 0.0)
+    two = _planned(_problem(720, _point(4, 3, 0, 0.05), servers=2), "greedy")
+    assert (two["status"], two["servers_used"], two["bound"] < two["objective"]) == ("feasible", 2, True)

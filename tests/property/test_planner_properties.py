@@ -290,4 +290,4 @@ def test_failed_solver_falls_back_to_greedy(monkeypatch, failure):
 
     monkeypatch.setattr(planner, "_TABLE", {**planner._TABLE, "exact": broken})
     made = plan(problem, "exact")
-    assert (made.solver, made.status, len(made.instances)) == ("greedy", PlanStatus.FEASIBLE, 2)
+    assert (made.solver, made.status, len(made.instances)) == ("greedy", PlanStatus.OPTIMAL, 2)

@@ -259,3 +259,25 @@ def test_only_the_changed_function_is_touched():
     assert Counter(i.action for i in made.instances if i.function == "g") == {"keep": 9}
     assert Counter(i.action for i in made.instances if i.function == "f") == {"keep": 10, "start": 2}
     assert not made.stop
+
+
+def test_servers_that_differ_in_memory_nobody_can_use_are_one_class():
+    """Eight cores of four with half a GiB each use one GiB at most; less than that makes a class of its own."""
+    point = _point(4, 4, 0.05, memory_bytes=GIB // 2)
+    servers = tuple(
+        Server(id=f"s{n}", cpu_cores=8, memory_bytes=size)
+        for n, size in enumerate((GIB + 5, 2 * GIB + 1, 9 * GIB, GIB - 1))
+    )
+    task = task_of(Problem(servers=servers, functions=(_function("f", 80, point),)))
+    assert [[server.id for server in kind.servers] for kind in task.classes] == [["s0", "s1", "s2"], ["s3"]]
+
+
+def test_many_equal_seats_keep_what_runs():
+    """Hundreds of servers that run the same are matched at once, and every instance stays."""
+    problem = _problem(_function("f", 80 * 300, QUAD), sizes=(8,) * 300)
+    task = task_of(problem)
+    running = [_at(task, f"s{n:02}") for n in range(150, 300) for _ in range(2)]
+    task = task_of(replace(problem, running=_run(running)))
+    offer = running[0].offer
+    placements = seated(task, [Seat(0, (("f", offer, None), ("f", offer, None)))] * 150)
+    assert touched(task, placements) == 0

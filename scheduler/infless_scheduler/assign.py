@@ -15,7 +15,7 @@ from infless_core.units import format_duration
 from infless_scheduler.cluster import Cluster
 from infless_scheduler.dispatch import shares
 from infless_scheduler.placement import Offer, Placement, ServerClass, Task, counts, missing_instances, unserved_rps
-from infless_scheduler.rates import RateWindow
+from infless_scheduler.rates import RateWindow, gpu_allowed, least_target_s
 
 _Identity = tuple[str, Placement, PlanAction]
 
@@ -152,12 +152,10 @@ def _no_offer(task: Task, function: FunctionDemand) -> str:
     batched = [point for point in function.profile if point.configuration.batch <= function.max_batch]
     if not batched:
         return f"no configuration is profiled with a batch of at most {function.max_batch}"
-    wish = function.gpu
-    with_gpu = [wish is not GpuWish.NEVER or not point.configuration.gpu_percent for point in batched]
-    without = [wish is not GpuWish.REQUIRE or point.configuration.gpu_percent > 0 for point in batched]
-    points = [point for point, a, b in zip(batched, with_gpu, without, strict=True) if a and b]
+    points = [point for point in batched if gpu_allowed(point.configuration, function.gpu)]
     if not points:
-        return f"no configuration is profiled {'with' if wish is GpuWish.REQUIRE else 'without'} a GPU (gpu: {wish})"
+        how = "with" if function.gpu is GpuWish.REQUIRE else "without"
+        return f"no configuration is profiled {how} a GPU (gpu: {function.gpu})"
     if not task.classes:
         return f"all servers ({len(task.problem.servers)}) are being drained" if task.problem.servers else _NO_SERVERS
     large_enough = [(kind, point) for kind in task.classes for point in points if kind.fits(point)]
@@ -165,7 +163,7 @@ def _no_offer(task: Task, function: FunctionDemand) -> str:
         return f"no server is large enough: the largest of {len(task.problem.servers)} has " + _largest(task.classes)
     # What a full server makes of the execution time counts, as it does for the offers.
     targets = [
-        (point.exec_s * kind.slowdown(point.configuration) * (1 if point.configuration.batch == 1 else 2), kind, point)
+        (least_target_s(point.configuration.batch, point.exec_s * kind.slowdown(point.configuration)), kind, point)
         for kind, point in large_enough
     ]
     nearest_s, kind, point = min(targets, key=lambda one: (one[0], one[2].configuration))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from infless_core.model import Configuration
 from infless_scheduler.placement import Offer, Placement, Task
 
 NOWHERE = -1
@@ -110,3 +111,9 @@ class Cluster:
         free = [(int(p), slot) for slot, p in enumerate(self.gpu_percent[row]) if p >= percent]
         fitting = [(p, slot) for p, slot in free if self.gpu_memory[row, slot] >= memory_bytes]
         return min(fitting)[1] if fitting else None
+
+
+def takes_place_of(one: Configuration, other: Configuration) -> bool:
+    """Whether a configuration has room, memory aside, where another one stands: on its cores and its GPU, if any."""
+    same_kind = (one.gpu_percent > 0) == (other.gpu_percent > 0)
+    return same_kind and one.cpu_cores <= other.cpu_cores and one.gpu_percent <= other.gpu_percent

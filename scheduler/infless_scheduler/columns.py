@@ -73,8 +73,8 @@ def _goods(task: Task, kind: int, runs: Set[tuple[str, Configuration]]) -> Goods
     )
     function = np.array([index for index, _ in every], dtype=np.int64)
     up_rps = np.array([offer.window.up_rps for _, offer in every])
-    runs_now = [(functions[index].id, offer.configuration) in runs for index, offer in every]
-    useful = knapsack.of_use(up_rps, function).with_items(knapsack, np.flatnonzero(runs_now))
+    runs_now = np.array([(functions[index].id, offer.configuration) in runs for index, offer in every], dtype=bool)
+    useful = knapsack.of_use(up_rps, function, runs_now)
     chosen = useful.kept
     rates = np.array([f.rate_rps for f in functions])[function[chosen]]
     return Goods(

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from infless_scheduler.cluster import Cluster
+from infless_scheduler.cluster import Cluster, takes_place_of
 from infless_scheduler.greedy import Run
 from infless_scheduler.placement import NEGLIGIBLE, Offer, Placement, Task, capacity_rps, counts
 
@@ -161,12 +161,9 @@ def _best_change(
 
 
 def _within(offer: Offer, old: Offer) -> bool:
-    """Whether it needs no more than the other of anything, and a GPU only where the other has one."""
-    one, other = offer.configuration, old.configuration
+    """Whether it needs no more than the other of anything."""
     return (
-        one.cpu_cores <= other.cpu_cores
-        and one.gpu_percent <= other.gpu_percent
-        and (one.gpu_percent > 0) == (other.gpu_percent > 0)
+        takes_place_of(offer.configuration, old.configuration)
         and offer.point.memory_bytes <= old.point.memory_bytes
         and offer.point.gpu_memory_bytes <= old.point.gpu_memory_bytes
     )

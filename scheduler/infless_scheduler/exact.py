@@ -28,8 +28,8 @@ from infless_scheduler.placement import (
     trimmed,
     unserved_rps,
 )
-from infless_scheduler.program import Program, program_of, running_counts
-from infless_scheduler.repair import touched
+from infless_scheduler.program import Program, program_of
+from infless_scheduler.repair import running_counts, touched
 
 
 class Goal(StrEnum):

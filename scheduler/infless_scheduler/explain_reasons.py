@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from infless_core.labels import GpuWish
 from infless_core.model import Configuration, FunctionDemand, PlanAction, PlannedInstance, ProfilePoint
 from infless_core.units import format_duration
 from infless_scheduler.explain_scene import Group, Room, Scene, Standing, changed, copies, lacking
 from infless_scheduler.listing import abbreviated, number, printable, rate, span
 from infless_scheduler.placement import NEGLIGIBLE, Offer, ServerClass
-from infless_scheduler.rates import RateWindow, fixed_shares, window
+from infless_scheduler.rates import RateWindow, fixed_shares, gpu_allowed, least_target_s, window
 
 _CLOSE = 1e-9
 _RULED_OUT_SHOWN = 3
@@ -99,7 +98,7 @@ def _better(scene: Scene, group: Group, standing: Standing, own: float) -> Itera
 
 def _window_when_allowed(function: FunctionDemand, point: ProfilePoint, exec_s: float) -> RateWindow:
     """Its window; for one that is too slow, that of the nearest target it could meet."""
-    nearest_s = exec_s if point.configuration.batch == 1 else 2 * exec_s
+    nearest_s = least_target_s(point.configuration.batch, exec_s)
     rates = window(
         point.configuration,
         exec_s,
@@ -117,8 +116,7 @@ def barred_by(function: FunctionDemand, configuration: Configuration) -> str | N
     """The wish of a function that forbids a configuration."""
     if configuration.batch > function.max_batch:
         return f"its batch is above the limit of {function.max_batch}"
-    on_gpu = configuration.gpu_percent > 0
-    if (function.gpu is GpuWish.NEVER and on_gpu) or (function.gpu is GpuWish.REQUIRE and not on_gpu):
+    if not gpu_allowed(configuration, function.gpu):
         return f"the function says gpu: {function.gpu}"
     return None
 
@@ -127,8 +125,7 @@ def _barred(function: FunctionDemand, point: ProfilePoint, exec_s: float, kind: 
     if wish := barred_by(function, point.configuration):
         return _Against(constraint=wish, sentence=wish)
     batch, target_s = point.configuration.batch, function.latency_target_s
-    longest_s = target_s if batch == 1 else target_s / 2
-    if exec_s > longest_s * (1 + _CLOSE):
+    if least_target_s(batch, exec_s) > target_s * (1 + _CLOSE):
         half = "" if batch == 1 else "half of "
         takes = f"takes {format_duration(exec_s)}, more than {half}{format_duration(target_s)}"
         return _Against(constraint="target", sentence=takes)

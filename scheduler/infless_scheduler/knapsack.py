@@ -25,7 +25,7 @@ Packed = tuple[tuple[int, int | None], ...]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_STATES = 40000
+_STATES = 40_000
 """States of one bin that a table may have: some hundred array operations on it take a few milliseconds."""
 
 
@@ -87,33 +87,25 @@ class Knapsack:
             gpu_memory, sizes[:, 3] = _granular(sizes[:, 3], gpu_memory_bytes if gpu_binds else (), granules)
             self._grid = _Grid(sizes, cpu_cores, sum(memory), 100 // unit, gpu_memory or self._grid.gpu_memory)
 
-    def of_use(self, values: Floats, groups: Ints) -> Knapsack:
+    def of_use(self, values: Floats, groups: Ints, always: NDArray[np.bool_]) -> Knapsack:
         """The same class of servers with only the items that may be of use.
 
         Args:
             values: what items of one group are worth beside each other, whatever a group's items are worth.
             groups: a number for each item.
+            always: items that are of use whatever beats them.
 
         Returns:
             A knapsack of the items that no other one of their group beats; `kept` says which ones they are. Its tables
             leave out more: what is beaten as they count memory. (Without rounding it may be of use after all.)
         """
-        kept, tabled = np.zeros(len(self.items), dtype=bool), np.zeros(len(self.items), dtype=bool)
+        kept, tabled = always.copy(), always.copy()
         for group in np.unique(groups):
             kept[undominated(self._real, values, groups == group)] = True
             tabled[undominated(self._grid.sizes, values, groups == group)] = True
-        return self._only(np.flatnonzero(kept), tabled)
-
-    def with_items(self, whole: Knapsack, more: Ints) -> Knapsack:
-        """This one, and further items of the knapsack that it was taken from."""
-        tabled = np.zeros(len(whole.items), dtype=bool)
-        tabled[self.kept[self.tabled]] = tabled[more] = True
-        return whole._only(np.union1d(self.kept, more), tabled)
-
-    def _only(self, kept: Ints, tabled: NDArray[np.bool_]) -> Knapsack:
         other = copy(self)
-        other.items = tuple(self.items[item] for item in kept.tolist())
-        other.kept = kept
+        other.kept = np.flatnonzero(kept)
+        other.items = tuple(self.items[item] for item in other.kept.tolist())
         other._on_gpu, other._real, other.tabled = self._on_gpu[kept], self._real[kept], tabled[kept]
         other._grid = replace(self._grid, sizes=self._grid.sizes[kept])
         return other

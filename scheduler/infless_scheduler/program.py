@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from infless_core.model import Configuration, FunctionDemand, Server
+from infless_core.model import FunctionDemand, Server
 from infless_scheduler.knapsack import undominated
 from infless_scheduler.placement import Offer, ServerClass, Task
 
@@ -157,8 +156,3 @@ def _alike(task: Task) -> tuple[tuple[str, ...], ...]:
     busy = {running.server for running in task.problem.running}
     groups = [tuple(server.id for server in kind.servers if server.id not in busy) for kind in task.classes]
     return tuple(group for group in groups if len(group) > 1)
-
-
-def running_counts(task: Task) -> Counter[tuple[str, str, str | None, Configuration]]:
-    """How many instances run now, by function, server, GPU and configuration."""
-    return Counter((r.function, r.server, r.gpu, r.configuration) for r in task.problem.running)

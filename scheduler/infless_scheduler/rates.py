@@ -80,7 +80,7 @@ def feasible_points(
     found = []
     shares = {} if function.latency_percentile is None else fixed_shares(function.profile)
     for point in sorted(function.profile, key=lambda point: point.configuration):
-        if point.configuration.batch > function.max_batch or not _wanted(point.configuration, function.gpu):
+        if point.configuration.batch > function.max_batch or not gpu_allowed(point.configuration, function.gpu):
             continue
         rates = window(
             point.configuration,
@@ -114,10 +114,16 @@ def fixed_shares(profile: Sequence[ProfilePoint]) -> dict[Configuration, float]:
     return shares
 
 
-def _wanted(configuration: Configuration, gpu: GpuWish) -> bool:
+def gpu_allowed(configuration: Configuration, gpu: GpuWish) -> bool:
+    """Whether a function's wish for a GPU allows a configuration."""
     if gpu is GpuWish.ALLOW:
         return True
     return (configuration.gpu_percent > 0) == (gpu is GpuWish.REQUIRE)
+
+
+def least_target_s(batch: int, exec_s: float) -> float:
+    """The smallest latency target that a configuration can meet: t for b = 1; 2t else, or no batch could fill."""
+    return exec_s if batch == 1 else 2 * exec_s
 
 
 def nearest_target_s(profile: Sequence[ProfilePoint], max_batch: int) -> float | None:
@@ -126,7 +132,7 @@ def nearest_target_s(profile: Sequence[ProfilePoint], max_batch: int) -> float |
     That is t for b = 1 and 2t else. A stated percentile does not change it: some rate, if a small one, meets it.
     """
     targets_s = [
-        point.exec_s if point.configuration.batch == 1 else 2 * point.exec_s
+        least_target_s(point.configuration.batch, point.exec_s)
         for point in profile
         if point.configuration.batch <= max_batch
     ]

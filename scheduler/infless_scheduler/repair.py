@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from infless_core.model import Running
-from infless_scheduler.cluster import Cluster
+from infless_core.model import Configuration, Running
+from infless_scheduler.cluster import Cluster, takes_place_of
 from infless_scheduler.placement import NEGLIGIBLE, Offer, Placement, Task, capacity_rps, counts
 
 
@@ -134,16 +134,18 @@ def _better(old: Offer, offers: Iterable[Offer]) -> list[Offer]:
     return [
         offer
         for offer in offers
-        if offer.window.up_rps > old.window.up_rps
-        and offer.configuration.cpu_cores <= given.cpu_cores
-        and offer.configuration.gpu_percent <= given.gpu_percent
-        and (offer.configuration.gpu_percent > 0) == (given.gpu_percent > 0)
+        if offer.window.up_rps > old.window.up_rps and takes_place_of(offer.configuration, given)
     ]
+
+
+def running_counts(task: Task) -> Counter[tuple[str, str, str | None, Configuration]]:
+    """How many instances run now, by function, server, GPU and configuration."""
+    return Counter((r.function, r.server, r.gpu, r.configuration) for r in task.problem.running)
 
 
 def touched(task: Task, placements: tuple[Placement, ...]) -> int:
     """How many instances start, stop or are resized when placements take the place of what runs."""
-    now = Counter((r.function, r.server, r.gpu, r.configuration) for r in task.problem.running)
+    now = running_counts(task)
     then = Counter((p.function, p.server, p.gpu, p.offer.configuration) for p in placements)
     started, stopped = then - now, now - then
     places_started = Counter(key[:3] for key in started.elements())

@@ -413,6 +413,22 @@ def test_what_the_provider_may_change(wish: Any, status: int, words: str) -> Non
     run(scenario)
 
 
+def test_batches_are_counted_with_the_cores_they_had() -> None:
+    """Whoever learns execution times from them must not mix what ran before a change with what ran after."""
+
+    async def scenario(instance: Instance) -> None:
+        for cores in (2, 3):
+            wish = {"batch_max": 1, "latency_target_s": 1, "cpu_cores": cores}
+            await instance.ask("PUT", "/_/config", json.dumps(wish).encode(), metrics=True)
+            await instance.ask("POST", "/", b"a")
+        text = (await instance.ask("GET", "/metrics", metrics=True)).body.decode()
+        for cores in (2, 3):
+            given = f'batch="1",cpu_cores="{cores}",gpu_percent="0"'
+            assert f"infless_batch_exec_seconds_count{{{given}}} 1.0" in text
+
+    run(scenario)
+
+
 def test_threads_that_cannot_be_changed_stay() -> None:
     """The provider is told why."""
 

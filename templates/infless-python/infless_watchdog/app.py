@@ -38,7 +38,7 @@ class Watchdog:
 
     def __init__(self, settings: Settings, load: Callable[[Settings], Model] = load_model) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.cpu_cores, settings.gpu_percent)
         self.pipeline: Pipeline | None = None
         """None until the model is loaded and warm."""
         self.accepting = True
@@ -311,6 +311,7 @@ class Watchdog:
         except Exception as error:  # noqa: BLE001 - the user's code or the runtime's; the old threads stay
             exchange.text(500, f"cpu_cores could not be changed to {cores}: {error}")
         else:
+            self.metrics.given(cores)
             exchange.json(200, {**answer, "cpu_cores": cores})
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from infless_watchdog.calls import Call
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_EXEC_SECONDS = tuple(
+    seconds
+    for power in range(-4, 2)
+    for step in (1, 1.5, 2, 3, 5, 7)
+    if 0.0005 <= (seconds := float(f"{step}e{power}")) <= 20
+)
+"""From 0.5 ms to 20 s, six to a decade: a provider that learns from them must see by how much executions differ."""
+_GIVEN = ("batch", "cpu_cores", "gpu_percent")
+"""What a batch had when it ran; so another number of cores begins new series."""
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -63,7 +72,7 @@ class Histogram:
 class Metrics:
     """The figures of one instance since its start."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_cores: int = 1, gpu_percent: int = 0) -> None:
         self.received = 0
         """Requests that came whole. Each is answered, or its client leaves."""
         self.in_flight = 0
@@ -79,7 +88,10 @@ class Metrics:
         self.durations: dict[tuple[int, str], Histogram] = {}
         """By status and method."""
         self.exec_s: dict[int, Histogram] = {}
-        """By batch size."""
+        """By batch size, with the resources there are now."""
+        self._gpu_percent = gpu_percent
+        self._exec_s_given = {(cpu_cores, gpu_percent): self.exec_s}
+        """By cores and percent of a GPU, the present ones too."""
         self.wait_s = Histogram(_SECONDS)
         self.batch_size = Histogram(_SIZES)
 
@@ -102,6 +114,10 @@ class Metrics:
         """Count the waiting of a batch that begins."""
         self.wait_s.observe([now_s - call.arrived_s for call in calls])
 
+    def given(self, cpu_cores: int) -> None:
+        """From the next batch on it has so many cores."""
+        self.exec_s = self._exec_s_given.setdefault((cpu_cores, self._gpu_percent), {})
+
     def ran(self, size: int, exec_s: float | None) -> None:
         """Count a batch; its time where that says something of its size."""
         self.last_run_s = time.time()
@@ -109,14 +125,18 @@ class Metrics:
         if exec_s is not None:
             histogram = self.exec_s.get(size)
             if histogram is None:
-                histogram = self.exec_s[size] = Histogram(_SECONDS)
+                histogram = self.exec_s[size] = Histogram(_EXEC_SECONDS)
             histogram.observe((exec_s,))
 
     def counts(self) -> Counts:
         """As the inference protocol's statistics want them."""
         good = [histogram for (status, _), histogram in self.durations.items() if status < 400]
         bad = [histogram for (status, _), histogram in self.durations.items() if status >= 400]
-        runs = {size: histogram.timed for size, histogram in self.exec_s.items()}
+        sizes = {size for by_size in self._exec_s_given.values() for size in by_size}
+        runs = {
+            size: _timed(by_size[size] for by_size in self._exec_s_given.values() if size in by_size)
+            for size in sorted(sizes)
+        }
         return Counts(
             success=_timed(good),
             fail=_timed(bad),
@@ -148,9 +168,11 @@ class Metrics:
             count, total_s = histogram.timed
             total.add_metric(values, count)
             duration.add_metric(values, histogram.buckets(), total_s)
-        exec_s = HistogramMetricFamily("infless_batch_exec_seconds", "Execution of one batch.", labels=("batch",))
-        for size, histogram in sorted(self.exec_s.items()):
-            exec_s.add_metric((str(size),), histogram.buckets(), histogram.timed[1])
+        exec_s = HistogramMetricFamily("infless_batch_exec_seconds", "Execution of one batch.", labels=_GIVEN)
+        for (cores, percent), by_size in sorted(self._exec_s_given.items()):
+            for size, histogram in sorted(by_size.items()):
+                given = (str(size), str(cores), str(percent))
+                exec_s.add_metric(given, histogram.buckets(), histogram.timed[1])
         yield from (total, duration, exec_s)
         yield _plain(HistogramMetricFamily, "infless_batch_size", "Requests in a batch.", self.batch_size)
         yield _plain(HistogramMetricFamily, "infless_queue_wait_seconds", "Arrival to start of the batch.", self.wait_s)

@@ -11,6 +11,7 @@ from infless_core.clock import Clock
 from infless_core.errors import StateError
 from infless_core.model import Configuration, ProfilePoint
 from infless_profiler.measure import Measurement, batch_sizes, core_counts, measure_function
+from infless_profiler.observe import Level, Observed, Prior
 from infless_profiler.store import ProfileStore
 
 BUDGET_S = 1.5
@@ -44,7 +45,35 @@ class Profiles:
         asked = self._store.coverage(key)
         if asked is None or asked.batch < batch_max or asked.cpu_cores < self._cpus:
             return None
+        return self._corrected(key, self._usable(self._store.load(key), batch_max))
+
+    def prior(self, key: str, batch_max: int) -> tuple[Prior, ...]:
+        """What was measured, as it was measured: from here corrections start.
+
+        Raises:
+            StateError: the database cannot be used.
+        """
         return self._usable(self._store.load(key), batch_max)
+
+    def observed(self, key: str) -> dict[Configuration, Level]:
+        """Execution times that were seen in use.
+
+        Raises:
+            StateError: the database cannot be used.
+        """
+        return self._store.observed(key, self._clock.wall_s())
+
+    def observe(self, key: str, levels: Mapping[Configuration, Level]) -> None:
+        """Keep execution times that were seen in use, for the next start.
+
+        Raises:
+            StateError: the database cannot be used.
+        """
+        self._store.observe(key, levels, self._clock.wall_s())
+
+    def _corrected(self, key: str, prior: tuple[Prior, ...]) -> tuple[ProfilePoint, ...]:
+        """By what was seen in use before: a restarted provider need not learn it again."""
+        return Observed().expecting(key, prior).seeded(key, self.observed(key), 0.0).correct(key)
 
     def points(
         self,
@@ -65,12 +94,12 @@ class Profiles:
             if kept is not None:
                 return kept
             found = self.measure(key, bundle, environment, batch_sizes(batch_max), progress)
-        return self._usable(found, batch_max)
+        return self._corrected(key, self._usable(found, batch_max))
 
-    def _usable(self, found: Iterable[Measurement], batch_max: int) -> tuple[ProfilePoint, ...]:
+    def _usable(self, found: Iterable[Measurement], batch_max: int) -> tuple[Prior, ...]:
         """What fits this machine's share of cores and the function's largest batch."""
         return tuple(
-            one.point for one in found
+            one.prior for one in found
             if one.configuration.batch <= batch_max and one.configuration.cpu_cores <= self._cpus
         )  # fmt: skip
 

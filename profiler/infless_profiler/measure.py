@@ -18,9 +18,14 @@ from pathlib import Path
 
 from infless_core.errors import BackendError, InvalidInput
 from infless_core.model import Configuration, ProfilePoint
+from infless_profiler.observe import Prior
 
-INFLATION = 1.1
-"""The paper plans with predictions inflated by 10 % (INFless, section 3.3)."""
+MARGIN_MIN, MARGIN_MAX = 1.03, 1.5
+"""By how much plans are above the median execution; how much in between is learned from the samples."""
+MARGIN_FEW = 1.10
+"""At least so much where few samples say little of the slowest twentieth: the paper inflates predictions by 10 %
+(INFless, section 3.3)."""
+_FEW_SAMPLES = 20
 REQUEST_S = 0.0001
 """The watchdog's own time for one request (parsing, queue, answer, metrics) on the core that the model also needs:
 `python -m benchmarks.watchdog` measures about 70 us a request on a trivial model."""
@@ -40,13 +45,30 @@ class Measurement:
     memory_bytes: int
 
     @property
-    def point(self) -> ProfilePoint:
-        """What the planner uses: the median, inflated, and the watchdog's own time for each request."""
-        return ProfilePoint(
+    def margin(self) -> float:
+        """So much above the median that about one execution of twenty takes longer."""
+        ranked = sorted(self.samples_s)
+        place = 0.95 * (len(ranked) - 1)
+        low, high = ranked[math.floor(place)], ranked[math.ceil(place)]
+        slow_s = low + (high - low) * (place - math.floor(place))
+        least = MARGIN_MIN if len(ranked) >= _FEW_SAMPLES else MARGIN_FEW
+        return min(max(slow_s / statistics.median(ranked), least), MARGIN_MAX)
+
+    @property
+    def prior(self) -> Prior:
+        """What is expected of an execution until it is seen in use; the watchdog's own time comes on top."""
+        return Prior(
             configuration=self.configuration,
-            exec_s=statistics.median(self.samples_s) * INFLATION + self.configuration.batch * REQUEST_S,
+            expected_s=statistics.median(self.samples_s),
+            margin=self.margin,
+            extra_s=self.configuration.batch * REQUEST_S,
             memory_bytes=self.memory_bytes,
         )
+
+    @property
+    def point(self) -> ProfilePoint:
+        """What the planner uses."""
+        return self.prior.planned()
 
 
 def batch_sizes(batch_max: int) -> tuple[int, ...]:

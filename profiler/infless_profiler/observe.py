@@ -47,7 +47,7 @@ DRIFT_WINDOWS = 3
 DRIFT_SHARE = 0.10
 DRIFT_NOISE_MAX = 0.135
 """Of the logarithm; three times that is a factor of 1.5, which is always a drift."""
-SEED_BATCHES = 20
+SEED_BATCHES = 50
 """What a level from an earlier life of the provider weighs."""
 FORGET_SERIES_S = 600.0
 _Z95 = NormalDist().inv_cdf(1 - EXCEED_SHARE)

@@ -1,16 +1,17 @@
-"""The profile database: measured execution times by function digest and configuration. All SQL of it is here."""
+"""The profile database: execution times by function digest and configuration, measured and observed. All SQL is here."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from infless_core.errors import StateError
 from infless_core.model import Configuration
 from infless_profiler.measure import Measurement
+from infless_profiler.observe import Level
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurement (
@@ -23,7 +24,15 @@ CREATE TABLE IF NOT EXISTS coverage (
     digest TEXT NOT NULL, machine TEXT NOT NULL, batch INTEGER NOT NULL, cpu_cores INTEGER NOT NULL,
     PRIMARY KEY (digest, machine)
 );
+CREATE TABLE IF NOT EXISTS observation (
+    digest TEXT NOT NULL, machine TEXT NOT NULL,
+    batch INTEGER NOT NULL, cpu_cores INTEGER NOT NULL, gpu_percent INTEGER NOT NULL,
+    exec_s REAL NOT NULL, batches REAL NOT NULL, updated_at_s REAL NOT NULL,
+    PRIMARY KEY (digest, machine, batch, cpu_cores, gpu_percent)
+);
 """
+OBSERVED_AGE_S = 7 * 24 * 3600.0
+"""What was observed longer ago says less than the measurement."""
 
 
 class ProfileStore:
@@ -61,7 +70,7 @@ class ProfileStore:
     def save(
         self, digest: str, measurements: Iterable[Measurement], coverage: Configuration, now_s: float
     ) -> None:  # fmt: skip
-        """Keep measurements; a newer one replaces an older one of the same configuration.
+        """Keep measurements; a newer one replaces an older one of the same configuration, and what was observed before.
 
         Args:
             digest: the function's code and variables.
@@ -85,6 +94,36 @@ class ProfileStore:
                 "INSERT OR REPLACE INTO coverage VALUES (?, ?, ?, ?)",
                 (digest, self._machine, coverage.batch, coverage.cpu_cores),
             )
+            db.execute("DELETE FROM observation WHERE digest = ? AND machine = ?", (digest, self._machine))
+
+    def observed(self, digest: str, now_s: float) -> dict[Configuration, Level]:
+        """Execution times that were seen in use here, without those that are too old."""
+        with self._open() as db:
+            rows = db.execute(
+                "SELECT batch, cpu_cores, gpu_percent, exec_s, batches FROM observation"
+                " WHERE digest = ? AND machine = ? AND updated_at_s >= ? ORDER BY batch, cpu_cores, gpu_percent",
+                (digest, self._machine, now_s - OBSERVED_AGE_S),
+            ).fetchall()
+        return {
+            Configuration(batch=batch, cpu_cores=cores, gpu_percent=gpu): Level(exec_s=exec_s, batches=batches)
+            for batch, cores, gpu, exec_s, batches in rows
+        }
+
+    def observe(self, digest: str, levels: Mapping[Configuration, Level], now_s: float) -> None:
+        """Keep what was seen in use; a newer time replaces an older one of the same configuration.
+
+        Raises:
+            StateError: when the database cannot be written.
+        """
+        rows = [
+            (
+                digest, self._machine, given.batch, given.cpu_cores, given.gpu_percent,
+                level.exec_s, level.batches, now_s,
+            )
+            for given, level in levels.items()
+        ]  # fmt: skip
+        with self._open() as db:
+            db.executemany("INSERT OR REPLACE INTO observation VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

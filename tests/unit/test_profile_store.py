@@ -5,8 +5,9 @@ import pytest
 from infless_core.clock import ManualClock
 from infless_core.errors import BackendError, StateError
 from infless_core.model import Configuration
-from infless_profiler.measure import INFLATION, REQUEST_S, Measurement
-from infless_profiler.store import ProfileStore
+from infless_profiler.measure import MARGIN_MAX, MARGIN_MIN, REQUEST_S, Measurement
+from infless_profiler.observe import Level
+from infless_profiler.store import OBSERVED_AGE_S, ProfileStore
 from infless_provider import profiling
 from infless_provider.profiling import Profiles
 
@@ -60,11 +61,49 @@ def test_a_database_that_cannot_be_used(tmp_path, damage):
         ProfileStore(file, "m").load("d")
 
 
-def test_a_point_is_the_median_inflated():
-    """Outliers do not count; the watchdog's own time for each request does."""
+def measured(samples_s):
+    """A measurement with these samples."""
+    return Measurement(configuration=Configuration(batch=8, cpu_cores=1), samples_s=tuple(samples_s), memory_bytes=1)
+
+
+def test_a_point_is_the_median_with_a_margin():
+    """An outlier moves the margin and not the median; the watchdog's own time for each request comes on top."""
     point = one(8).point
-    assert point.exec_s == pytest.approx(0.01 * INFLATION + 8 * REQUEST_S)
+    assert point.exec_s == pytest.approx(0.01 * MARGIN_MAX + 8 * REQUEST_S)
     assert point.memory_bytes == 1
+
+
+def test_the_margin_is_learned_from_many_samples():
+    """A steady function is planned tightly, and of a restless one about a twentieth takes longer than planned."""
+    assert measured([0.01] * 50).margin == MARGIN_MIN
+    restless = measured([0.01 * (1 + 0.004 * place) for place in range(-50, 51)])
+    exceeding = sum(sample > restless.prior.expected_s * restless.margin for sample in restless.samples_s)
+    assert 4 <= exceeding <= 5
+    assert 1.17 < restless.margin < 1.19
+
+
+def test_few_samples_say_little_of_the_slowest():
+    """Then the paper's ten percent are the least."""
+    assert measured([0.01] * 3).margin == 1.1
+    assert measured([0.01, 0.01, 0.013]).margin == pytest.approx(1.27)
+
+
+def test_what_was_observed_comes_back(store):
+    """By digest and machine, until it is old or measured anew."""
+    levels = {Configuration(batch=3, cpu_cores=1): Level(exec_s=0.02, batches=200.0)}
+    store.observe("d", levels, 100.0)
+    assert store.observed("d", 100.0) == levels
+    assert store.observed("other", 100.0) == store.observed("d", 101.0 + OBSERVED_AGE_S) == {}
+    store.save("d", [one(1)], ASKED, 0)
+    assert store.observed("d", 100.0) == {}
+
+
+def test_a_newer_observation_replaces_an_older_one(store):
+    """Of the same configuration; the others stay."""
+    first, second = Configuration(batch=1, cpu_cores=1), Configuration(batch=2, cpu_cores=1)
+    store.observe("d", {first: Level(exec_s=1, batches=1), second: Level(exec_s=1, batches=1)}, 0.0)
+    store.observe("d", {first: Level(exec_s=2, batches=9)}, 1.0)
+    assert store.observed("d", 1.0) == {first: Level(exec_s=2, batches=9), second: Level(exec_s=1, batches=1)}
 
 
 class TestProfiles:
@@ -104,6 +143,17 @@ class TestProfiles:
             ((1, 2, 4, 8), (1, 2)),
             ((1, 2, 4, 8, 16), (1, 2)),
         ]
+
+    def test_points_are_as_seen_in_use(self):
+        """Of all configurations, near what was seen; the measurement stays what corrections start from."""
+        profiles = Profiles(self.store, ManualClock(), 2)
+        self.answer = [one(1, exec_s=0.01), one(8, exec_s=0.04)]
+        measured = profiles.points("d", None, {}, 8)
+        profiles.observe("d", {Configuration(batch=8, cpu_cores=1): Level(exec_s=0.12, batches=1000.0)})
+        for points in (profiles.points("d", None, {}, 8), profiles.kept("d", 8)):
+            for point, before in zip(points, measured, strict=True):
+                assert 2.4 < point.exec_s / before.exec_s < 3
+        assert [prior.expected_s for prior in profiles.prior("d", 8)] == [0.01, 0.04]
 
     def test_an_unbatched_function_is_not_measured_each_time(self):
         """It has a time for one request only, whatever was asked."""

@@ -79,3 +79,12 @@ def parse_cpu_cores(text: str, where: str = "cpu") -> float:
     if match is None or match[2] not in ("", "m"):
         raise InvalidInput(f"{where}: {text!r} is not an amount of cpu; write for example '500m' or '2'")
     return float(Fraction(match[1]) / (1000 if match[2] else 1))
+
+
+def format_bytes(size_bytes: float) -> str:
+    """To three significant digits, in the largest binary unit that fits: `"183 MiB"`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size_bytes < 999.5:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.3g} TiB"

@@ -1,0 +1,395 @@
+"""Profile a model: take it apart, measure what is not known well enough, compose, correct, keep.
+
+The steps that decide (`choose`, `estimate`, `compose`, `correction`) are pure; this module measures what they ask for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import numpy as np
+import psutil
+
+from infless_core.errors import BackendError, InvalidInput
+from infless_core.units import format_duration
+from infless_profiler.choose import SURE, Known, Part, Parts, composed, parts_of, worth_measuring
+from infless_profiler.correction import Correction, features_of, learn
+from infless_profiler.estimate import Estimate, Measured, estimate
+from infless_profiler.graph import Extraction, check_memory, read_graph, without
+from infless_profiler.model_file import ModelFile, input_feeds
+from infless_profiler.operator_times import Worker
+from infless_profiler.operators import ModelGraph, Point, features
+from infless_profiler.sessions import Device, cache_bytes
+from infless_profiler.tables import ModelTime, ProfiledModel, Tables
+from infless_profiler.timing import OPERATOR, WHOLE
+from infless_profiler.worker import ModelJob, OperatorJob, Place, Timed
+
+ROUNDS_MAX = 40
+"""Each round measures at most one more point of an operator; what is unsure after so many stays an estimate."""
+FAR_SHARE = 0.05
+"""An extrapolated share of the time that deserves a warning."""
+_FAR_DOUBLINGS = 1.0
+"""Twice the work of the largest operator that was measured is not far yet."""
+_RUNTIME_BYTES = 130 << 20
+"""An instance before it loads anything: Python, the watchdog, the runtime."""
+_SAVE_S = 1.0
+"""How much measuring an interruption may cost."""
+_QUANTILES = (np.arange(20) + 0.5) / 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Configurations that are asked for."""
+
+    batches: tuple[int, ...]
+    cpu_cores: tuple[int, ...]
+    gpu_percents: tuple[int, ...] = (0,)
+
+    def points(self, batch_max: int | None) -> tuple[Point, ...]:
+        """All of them, smallest first; batches beyond `batch_max` are left out."""
+        batches = [batch for batch in self.batches if batch_max is None or batch <= batch_max]
+        return tuple(
+            Point(batch, cores, gpu) for gpu in self.gpu_percents for cores in self.cpu_cores for batch in batches
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A model's time in one configuration."""
+
+    point: Point
+    composed_s: float
+    """The sum of its operators."""
+    expected_s: float
+    """With the device's correction."""
+    planned_s: float
+    """With its margin: about 95 of 100 executions take at most this long."""
+    spread: float
+    """Of the sum, as far as its operators' times are estimates: 0.02 is 2 %."""
+    measured_share: float
+    """How much of the sum was measured and not estimated."""
+    features: tuple[float, ...]
+    memory_bytes: int
+    executions_s: tuple[float, ...] = ()
+    """Quantiles of whole executions, where they were measured (`--verify`)."""
+
+    @property
+    def measured_s(self) -> float | None:
+        """The median whole execution."""
+        return float(np.median(self.executions_s)) if self.executions_s else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What is known of a model after it was profiled."""
+
+    graph: ModelGraph
+    device: Device
+    predictions: tuple[Prediction, ...]
+    correction: Correction
+    new_operators: int = 0
+    """Of which nothing was known before."""
+    reused_operators: int = 0
+    new_points: int = 0
+    """Operators times configurations that were measured now."""
+    needed_points: int = 0
+    """How many there are."""
+    profiling_s: float = 0.0
+    whole_s: float = 0.0
+    """What measuring the whole model in every configuration takes; measured with `--verify`, else worked out."""
+    whole_was_measured: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+class Profiler(AbstractContextManager["Profiler"]):
+    """Profiles models on one device. Not thread-safe.
+
+    Args:
+        tables: what is known, and where new times go.
+        now_s: seconds since the epoch.
+        progress: told what is being done.
+        cancelled: asked several times a second; True ends what runs with BackendError. What was measured stays.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        now_s: Callable[[], float] = time.time,
+        progress: Callable[[str], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._tables = tables
+        self._now_s = now_s
+        self._progress = progress
+        self._cancelled = cancelled
+        self._cache_bytes = 0 if tables.device.kind == "cuda" else cache_bytes()
+        self._workers: dict[tuple[int, int], Worker] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:  # fmt: skip
+        """Its processes end with its use."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def profile(self, file: ModelFile, grid: Grid, sure: float = SURE, correction: Correction | None = None) -> Profile:
+        """Profile a model for every configuration of a grid, and keep the result.
+
+        Args:
+            file: the model.
+            grid: configurations.
+            sure: the spread of the composed time below which no more operators are measured.
+            correction: in place of the one learned from models that were measured whole on this device.
+
+        Raises:
+            InvalidInput: the runtime refuses the model, or it does not fit into memory.
+            BackendError: it was cancelled, or cannot be run.
+            StateError: the database cannot be used.
+        """
+        begun_s = time.perf_counter()
+        self._progress(f"{file.name}: reading the graph as {self._tables.device.runtime} executes it")
+        extraction = read_graph(file, self._tables.device)
+        batch_max = extraction.graph.batch_max
+        points = grid.points(batch_max)
+        if not points:
+            raise InvalidInput(f"--batches: {file.name} was exported for batches of {batch_max} only")
+        check_memory(extraction.graph, max(point.batch for point in points), psutil.virtual_memory().available)
+        try:
+            profile = self._profile(extraction, points, sure, correction)
+        except _NotAlone as reason:
+            self._progress(f"{file.name}: {reason}; measuring it as a whole")
+            extraction = without(extraction, file, str(reason))
+            profile = self._profile(extraction, points, sure, correction)
+        warnings = profile.warnings
+        left_out = sorted({*grid.batches} - {point.batch for point in points})
+        if left_out:
+            beyond = ", ".join(map(str, left_out))
+            warnings += (f"batches of {beyond} are left out: the model was exported for batches of {batch_max} only",)
+        profile = replace(profile, warnings=warnings, profiling_s=time.perf_counter() - begun_s)
+        self._tables.save_model(_kept(profile, self._now_s()))
+        return profile
+
+    def verify(self, file: ModelFile, profile: Profile) -> Profile:
+        """Measure the whole model at every point of its profile as well, and keep that: corrections learn from it."""
+        begun_s = time.perf_counter()
+        feeds, _ = input_feeds(file)
+        found: dict[Point, Timed] = {}
+        places = _by_place([one.point for one in profile.predictions])
+        left = _Countdown([2.0 * one.expected_s * WHOLE.runs_min for one in profile.predictions])
+        for (cores, gpu), points in places.items():
+            for point in points:
+                self._progress(f"{file.name}: whole model at {text_of(point)}{left.words()}")
+                job = ModelJob(path=file.path, feeds=feeds, batches=(point.batch,))
+                found[point] = self._worker(cores, gpu).do(job)[0]
+                left.done()
+        predictions = tuple(_verified(one, found[one.point]) for one in profile.predictions)
+        profile = replace(
+            profile, predictions=predictions, whole_s=time.perf_counter() - begun_s, whole_was_measured=True
+        )
+        self._tables.save_model(_kept(profile, self._now_s()))
+        return profile
+
+    # measuring -------------------------------------------------------------------------------------------------------
+
+    def _profile(
+        self, extraction: Extraction, points: Sequence[Point], sure: float, correction: Correction | None
+    ) -> Profile:
+        graph = extraction.graph
+        parts = parts_of(graph, points, self._cache_bytes)
+        rows = self._tables.operators({operator.family for operator in graph.operators.values()})
+        before = {row.operator.signature for row in rows}
+        new_points: set[tuple[str, Point]] = set()
+        for turn in range(1, ROUNDS_MAX + 1):
+            known = self._known(graph, parts, rows)
+            chosen = worth_measuring(parts, known, sure)
+            if not chosen:
+                break
+            found = self._measure(extraction, chosen, known, rows, f"{graph.name}: round {turn}")
+            keys = {(row.operator.signature, row.point) for row in found}
+            rows = [row for row in rows if (row.operator.signature, row.point) not in keys] + found
+            new_points |= keys
+        known = self._known(graph, parts, rows)
+        if correction is None:
+            correction = learn(self._tables.whole_times(but_not=graph.digest))
+        predictions = tuple(self._predict(graph, point, parts[point], known, correction) for point in points)
+        return Profile(
+            graph=graph,
+            device=self._tables.device,
+            predictions=predictions,
+            correction=correction,
+            new_operators=len(graph.operators.keys() - before),
+            reused_operators=len(graph.operators.keys() & before),
+            new_points=len(new_points),
+            needed_points=len({(part.signature, part.point) for terms in parts.values() for part in terms}),
+            whole_s=sum(max(WHOLE.least_s, WHOLE.runs_min * one.expected_s) for one in predictions),
+            warnings=(*graph.notes, *_far(graph, parts, known, rows)),
+        )
+
+    def _known(self, graph: ModelGraph, parts: Parts, rows: Sequence[Measured]) -> dict[tuple[str, Point], Estimate]:
+        wanted = dict.fromkeys((part.signature, part.point) for terms in parts.values() for part in terms)
+        return estimate([(graph.operators[signature], point) for signature, point in wanted], rows)
+
+    def _measure(
+        self,
+        extraction: Extraction,
+        chosen: Mapping[str, Point],
+        known: Known,
+        rows: Sequence[Measured],
+        words: str,
+    ) -> list[Measured]:
+        """Measure operators and keep each at once, so that an interruption costs at most a second.
+
+        Raises:
+            _NotAlone: one does not run outside its model.
+        """
+        before = {(row.operator.signature, row.point): row.timing for row in rows}
+        found: list[Measured] = []
+        unsaved: list[Measured] = []
+        left = _Countdown([_effort_s(known[signature, point].exec_s) for signature, point in chosen.items()])
+        saved_s = time.monotonic()
+        for (cores, gpu), points in _by_place(chosen.values()).items():
+            here = [signature for signature, point in chosen.items() if point in points]
+            for signature in here:
+                self._progress(f"{words}, operator {left.place} of {len(chosen)}{left.words()}")
+                one = _time_one(self._worker(cores, gpu), extraction, signature, chosen[signature])
+                old = before.get((signature, one.point))
+                unsaved.append(one if old is None else replace(one, timing=one.timing.and_again(old)))
+                left.done()
+                if time.monotonic() - saved_s > _SAVE_S:
+                    self._tables.save_operators(unsaved, self._now_s())
+                    found, unsaved, saved_s = found + unsaved, [], time.monotonic()
+        self._tables.save_operators(unsaved, self._now_s())
+        return found + unsaved
+
+    def _worker(self, cpu_cores: int, gpu_percent: int) -> Worker:
+        place = cpu_cores, gpu_percent
+        if place not in self._workers:
+            where = Place(device=self._tables.device, cpu_cores=cpu_cores, gpu_percent=gpu_percent)
+            self._workers[place] = Worker(where, self._cancelled)
+        return self._workers[place]
+
+    def _predict(
+        self, graph: ModelGraph, point: Point, parts: Sequence[Part], known: Known, correction: Correction
+    ) -> Prediction:
+        composed_s, spread = composed(parts, known)
+        features = features_of(graph, point, composed_s, self._cache_bytes)
+        expected_s = correction.corrected_s(composed_s, features)
+        measured_s = sum(
+            part.calls * one.exec_s for part in parts if (one := known[part.signature, part.point]).measured
+        )
+        return Prediction(
+            point=point,
+            composed_s=composed_s,
+            expected_s=expected_s,
+            planned_s=expected_s * correction.margin,
+            spread=spread,
+            measured_share=measured_s / composed_s,
+            features=features,
+            memory_bytes=_RUNTIME_BYTES + 2 * graph.parameter_bytes + 2 * graph.activation_bytes(point.batch),
+        )
+
+
+class _NotAlone(Exception):  # noqa: N818 - caught in this module
+    """An operator that does not run outside its model; says which and why."""
+
+
+def _time_one(worker: Worker, extraction: Extraction, signature: str, point: Point) -> Measured:
+    operator = extraction.graph.operators[signature]
+    try:
+        timed = worker.do(OperatorJob(operator=operator, case=extraction.cases[signature], points=(point,)))[0]
+    except BackendError as error:
+        if worker.was_cancelled or len(extraction.graph.operators) == 1:
+            raise
+        raise _NotAlone(f"operator {operator} does not run alone: {error}") from error
+    return Measured(operator=operator, point=point, timing=timed.timing)
+
+
+def _by_place(points: Iterable[Point]) -> dict[tuple[int, int], list[Point]]:
+    places: dict[tuple[int, int], list[Point]] = {}
+    for point in points:
+        places.setdefault(point.place, []).append(point)
+    return places
+
+
+def _effort_s(exec_s: float) -> float:
+    """About how long timing one operator takes: the runs, and making its session."""
+    return 0.005 + max(OPERATOR.least_s, (OPERATOR.runs_min + OPERATOR.warm_ups) * exec_s)
+
+
+def _far(graph: ModelGraph, parts: Parts, known: Known, rows: Sequence[Measured]) -> Iterator[str]:
+    """Warnings about times that are extrapolated: no operator of the family with so much work was measured."""
+    largest: dict[str, float] = {}
+    for row in rows:
+        size = features(row.operator, row.point.batch)[0]
+        largest[row.operator.family] = max(size, largest.get(row.operator.family, 0.0))
+    for point, terms in parts.items():
+        far_s = 0.0
+        for part in terms:
+            operator = graph.operators[part.signature]
+            if features(operator, part.point.batch)[0] > largest.get(operator.family, 0.0) + _FAR_DOUBLINGS:
+                far_s += part.calls * known[part.signature, part.point].exec_s
+        share = far_s / composed(terms, known)[0]
+        if share > FAR_SHARE:
+            yield f"{text_of(point)}: {share:.0%} of the time is extrapolated to sizes beyond all that were measured"
+
+
+def _verified(one: Prediction, timed: Timed) -> Prediction:
+    quantiles = np.quantile(np.asarray(timed.samples_s), _QUANTILES)
+    return replace(one, executions_s=tuple(map(float, quantiles)), memory_bytes=timed.memory_bytes)
+
+
+def _kept(profile: Profile, now_s: float) -> ProfiledModel:
+    about = {
+        "operators": len(profile.graph.operators),
+        "calls": len(profile.graph.calls),
+        "new_operators": profile.new_operators,
+        "reused_operators": profile.reused_operators,
+        "new_points": profile.new_points,
+        "needed_points": profile.needed_points,
+        "profiling_s": profile.profiling_s,
+        "whole_s": profile.whole_s,
+        "parameter_bytes": profile.graph.parameter_bytes,
+        "warnings": list(profile.warnings),
+    }
+    times = tuple(
+        ModelTime(
+            point=one.point, composed_s=one.composed_s, features=one.features, executions_s=one.executions_s,
+            memory_bytes=one.memory_bytes,
+        )
+        for one in profile.predictions
+    )  # fmt: skip
+    return ProfiledModel(
+        digest=profile.graph.digest, name=profile.graph.name, profiled_at_s=now_s, about=about, times=times
+    )
+
+
+def text_of(point: Point) -> str:
+    """A configuration for people."""
+    gpu = f", {point.gpu_percent} % of the GPU" if point.gpu_percent else ""
+    return f"batch {point.batch} on {point.cpu_cores} core{'s' if point.cpu_cores > 1 else ''}{gpu}"
+
+
+class _Countdown:
+    """How long a list of measurements still takes: what was expected, scaled by how it went so far."""
+
+    def __init__(self, expected_s: Sequence[float]) -> None:
+        self._expected_s = list(expected_s)
+        self._begun_s = time.monotonic()
+        self.place = 1
+
+    def done(self) -> None:
+        """One more has ended."""
+        self.place += 1
+
+    def words(self) -> str:
+        """`, about 12s left`, once there is something to tell it from."""
+        past = self.place - 1
+        done_s, all_s = sum(self._expected_s[:past]), sum(self._expected_s)
+        if past < 3 or done_s <= 0:
+            return ""
+        left_s = (time.monotonic() - self._begun_s) * (all_s - done_s) / done_s
+        return f", about {format_duration(left_s)} left" if left_s >= 1 else ""

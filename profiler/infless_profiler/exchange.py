@@ -1,0 +1,105 @@
+"""The operator database as one JSON file, to carry it to another machine or to keep it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infless_core.errors import InvalidInput
+from infless_profiler import tables
+from infless_profiler.operators import Operator
+
+_FORMAT = "infless operator profiles"
+_TEXTS = {"kind", "name", "runtime", "machine", "signature", "description", "digest", "about", "features"}
+_REALS = {"exec_s", "spread", "measured_at_s", "profiled_at_s", "composed_s"}
+
+
+def export(database: Path, target: Path) -> dict[str, int]:
+    """Write all rows of a database to a file; whole or not at all.
+
+    Returns:
+        How many rows of each table.
+    """
+    rows = tables.everything(database)
+    draft = target.with_name(f".{target.name}.draft")
+    draft.write_text(json.dumps({"format": _FORMAT, "version": tables.VERSION, **rows}, indent=1) + "\n")
+    draft.replace(target)
+    return {table: len(found) for table, found in rows.items()}
+
+
+def bring_in(database: Path, source: Path) -> dict[str, int]:
+    """Take in an exported file. Everything in it is checked first: it is taken whole or not at all.
+
+    Returns:
+        How many rows of each table were new or newer.
+
+    Raises:
+        InvalidInput: it is no such file, or of another version.
+    """
+    try:
+        data = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{source} is not an exported profile database: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise InvalidInput(f"{source} is not an exported profile database")
+    if data.get("version") != tables.VERSION:
+        raise InvalidInput(
+            f"{source} is of version {data.get('version')!r}, this INFless reads version {tables.VERSION}"
+        )
+    return tables.merge(database, _checked(source, data))
+
+
+def _checked(source: Path, data: Mapping[str, Any]) -> tables.Rows:
+    rows: tables.Rows = {}
+    for table, columns in tables.COLUMNS.items():
+        found = data.get(table)
+        if not isinstance(found, list):
+            raise InvalidInput(f"{source}: {table} is missing")
+        for place, row in enumerate(found):
+            fault = _fault(row, columns)
+            if fault:
+                raise InvalidInput(f"{source}: {table}[{place}]: {fault}")
+        rows[table] = found
+    devices = {row["id"] for row in rows["device"]}
+    operators = {row["signature"] for row in rows["operator"]}
+    models = {(row["device"], row["digest"]) for row in rows["model"]}
+    for table in ("operator_time", "model", "model_time"):
+        for place, row in enumerate(rows[table]):
+            known = (
+                row["device"] in devices
+                and row.get("signature", next(iter(operators), None)) in {*operators, None}
+                and (table != "model_time" or (row["device"], row["digest"]) in models)
+            )
+            if not known:
+                raise InvalidInput(f"{source}: {table}[{place}] speaks of something that the file does not hold")
+    for place, row in enumerate(rows["operator"]):
+        try:
+            right = Operator.from_json(json.loads(row["description"])).signature == row["signature"]
+        except (ValueError, KeyError, TypeError):
+            right = False
+        if not right:
+            raise InvalidInput(f"{source}: operator[{place}]: its description does not belong to its signature")
+    return rows
+
+
+def _fault(row: Any, columns: tuple[str, ...]) -> str:
+    """What is wrong with one row; empty when nothing is."""
+    if not isinstance(row, dict) or set(row) != set(columns):
+        return f"its keys are not {', '.join(columns)}"
+    for key, value in row.items():
+        if key == "executions_s":
+            good = value is None or isinstance(value, str)
+        elif key in _TEXTS:
+            good = isinstance(value, str)
+        elif key in _REALS:
+            good = type(value) in (int, float) and math.isfinite(value) and value >= 0
+        else:
+            good = type(value) is int and value >= 0
+        if not good:
+            return f"{key} is {value!r}"
+    if row.get("exec_s") == 0 or row.get("composed_s") == 0:
+        return "a time of 0"
+    return ""

@@ -101,14 +101,16 @@ def _chosen(stack_path: Path, names: tuple[str, ...], pattern: str | None) -> tu
 @click.option("--latency-target", default="500ms", show_default=True, help="For functions that state none.")
 @click.option("--no-auth", is_flag=True, help="No password. For a closed machine only.")
 @click.option("--solver", default="auto", show_default=True, help="See `infless plan --help`.")
-def up(
+@click.option("--prometheus", metavar="URL", help="Learn execution times from it (default from the instances).")
+def up(  # noqa: PLR0913, PLR0917 - one argument for each option
     host: str, port: int, state_dir: Path | None, bundles: Path, cpu_cores: int, latency_target: str, no_auth: bool,
-    solver: str,
+    solver: str, prometheus: str | None,
 ) -> None:  # fmt: skip
     """Run the provider: the OpenFaaS API, invocations, planning. Ctrl-C ends it and its instances.
 
     SIGTERM ends the provider alone: its instances go on, and the next `infless up` finds them.
     """
+    from infless_profiler.prometheus import check_url
     from infless_provider.up import run
     from infless_scheduler.planner import SOLVERS
 
@@ -124,6 +126,7 @@ def up(
             cpu_cores=cpu_cores,
             default_target_s=parse_target_s(latency_target, "--latency-target"),
             solver=solver,
+            prometheus_url=check_url(prometheus, "--prometheus") if prometheus else "",
         )
     )
 

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +15,9 @@ from infless_core.clock import Clock
 from infless_core.errors import Conflict, Infeasible, InflessError, InvalidInput, NotFound, StateError
 from infless_core.labels import GpuWish, Wishes, parse_wishes
 from infless_core.lifecycle import Phase
-from infless_core.model import FunctionDemand, FunctionSpec, ProfilePoint
+from infless_core.model import Configuration, FunctionDemand, FunctionSpec, ProfilePoint
 from infless_core.units import format_duration
+from infless_profiler.scrape import Target
 from infless_provider import bundles, wire
 from infless_provider.backends.base import Backend
 from infless_provider.fleet import Fleet
@@ -286,6 +287,44 @@ class Controller:
             "metrics_port": instance.address.metrics_port,
             "pid": instance.address.handle.get("pid"),
         }
+
+    # what feeds it ---------------------------------------------------------------------------------------------------
+
+    def targets(self) -> list[Target]:
+        """Where ready instances publish their metrics."""
+        return [
+            Target(instance=i.id, function=i.function, host=i.address.host, port=i.address.metrics_port)
+            for _, i in sorted(self.fleet.instances.items())
+            if i.phase is Phase.READY
+        ]
+
+    async def discovery(self) -> list[dict[str, Any]]:
+        """Targets in the form of Prometheus's HTTP service discovery."""
+        return [
+            {"targets": [one.address], "labels": {"function_name": one.function, "infless_instance": one.instance}}
+            for one in self.targets()
+        ]
+
+    def correct(self, key: str, profile: tuple[ProfilePoint, ...]) -> None:
+        """A function's execution times as they are now."""
+        function = self.functions[key]
+        function.profile = profile
+        function.reweigh()
+        self.on_dirty()
+
+    def drifted(self, key: str, configuration: Configuration, why: str) -> None:
+        """A configuration takes another time than it did: an event for `infless status`, and the log."""
+        self.fleet.events.append(
+            {
+                "at_s": self._clock.wall_s(),
+                "event": "drift",
+                "instance": "",
+                "function": key,
+                "configuration": asdict(configuration),
+                "why": why,
+            }
+        )
+        LOG.warning("drift %s %s: %s", key, configuration, why)
 
     def _status(self, function: FunctionState) -> dict[str, Any]:
         return wire.status_json(

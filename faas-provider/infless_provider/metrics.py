@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 
 from infless_core.lifecycle import Phase
+from infless_core.model import Configuration
 from infless_provider.functions import FunctionState
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -52,6 +53,21 @@ class Metrics:
         self._within = Counter(
             "infless_within_target", "Answers within the latency target.", ("function_name",), registry=self.registry
         )
+        self._factor = Gauge(
+            "infless_profile_factor",
+            "Execution time now over the one that was measured.",
+            ("function_name", "batch", "cpu_cores", "gpu_percent"),
+            registry=self.registry,
+        )
+        self._drift = Counter(
+            "infless_profile_drift", "Changes of regime in execution times.", ("function_name",), registry=self.registry
+        )
+        self._source_up = Gauge(
+            "infless_profile_source_up",
+            "1: execution times could be read there last time.",
+            ("source",),
+            registry=self.registry,
+        )
         self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     def started(self, function: str) -> None:
@@ -68,6 +84,21 @@ class Metrics:
         pair[1].observe(duration_s)
         if duration_s <= target_s and status < 500:
             self._within.labels(function).inc()
+
+    def profiled(self, factors: Mapping[str, Mapping[Configuration, float]]) -> None:
+        """Keep how far every function's execution times are from what was measured."""
+        self._factor.clear()
+        for key, by_configuration in factors.items():
+            for given, factor in by_configuration.items():
+                self._factor.labels(key, str(given.batch), str(given.cpu_cores), str(given.gpu_percent)).set(factor)
+
+    def drifts(self, function: str, count: int) -> None:
+        """Count drifts; none at all makes the counter, so that the first one is a step that rules can see."""
+        self._drift.labels(function).inc(count)
+
+    def source_up(self, source: str, up: bool) -> None:
+        """Keep whether a source of execution times answers."""
+        self._source_up.labels(source).set(up)
 
     def text(self, functions: Mapping[str, FunctionState], now_s: float) -> bytes:
         """Prometheus text format."""

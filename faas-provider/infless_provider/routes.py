@@ -77,6 +77,7 @@ def build_app(
         ("GET", "/system/namespaces", handlers.namespaces),
         ("GET", "/system/overview", handlers.overview),  # ours: `infless status`
         ("GET", "/system/infless/problem", handlers.problem),  # ours: `infless plan --live`
+        ("GET", "/system/infless/targets", handlers.targets),  # ours: Prometheus's HTTP service discovery
         ("GET", "/system/secrets", handlers.no_secrets),
         ("GET", "/healthz", handlers.healthz),
         ("GET", "/metrics", handlers.metrics),
@@ -175,6 +176,10 @@ class _Handlers:
     def problem(self) -> Response:
         """What is planned for now, as a plan file."""
         return jsonify(problem_to_json(self._do(self._problem())))
+
+    def targets(self) -> Response:
+        """Ready instances, as Prometheus's HTTP service discovery wants them."""
+        return jsonify(self._do(self._controller.discovery()))
 
     def no_secrets(self) -> Response:
         """There are none yet."""

@@ -13,11 +13,13 @@ import psutil
 from infless_core.clock import SystemClock
 from infless_core.errors import InvalidInput
 from infless_core.model import Server
+from infless_profiler.scrape import InstanceSource
 from infless_profiler.store import ProfileStore
 from infless_provider import auth, logs
 from infless_provider.autoscaler import Autoscaler
 from infless_provider.backends.process import ProcessBackend
 from infless_provider.controller import Controller
+from infless_provider.feed import Feed, Source
 from infless_provider.metrics import Metrics
 from infless_provider.profiling import Profiles
 from infless_provider.proxy import Proxy
@@ -76,8 +78,15 @@ class Provider:
             )
         )
         await self._controller.restore()
+        sources: list[Source] = [InstanceSource()]
+        if settings.prometheus_url:
+            from infless_profiler.prometheus import PrometheusSource  # few have one
+
+            sources.insert(0, PrometheusSource(settings.prometheus_url))
+        feed = Feed(self._controller, profiles, sources, self._metrics, self._clock)
         self._spawn(self._controller.fleet.watch())
         self._planning = self._spawn(autoscaler.run())
+        self._feeding = self._spawn(feed.run())
         await self._edge.listen(sockets[0])
         LOG.info("serving %d function(s) on %d core(s)", len(self._controller.functions), len(cpus))
 
@@ -130,6 +139,7 @@ class Provider:
         fleet = self._controller.fleet
         self._edge.stop_accepting()
         self._planning.cancel()
+        self._feeding.cancel()
         fleet.close_door()
         for exchange, task in list(self._followers.items()):
             task.cancel()

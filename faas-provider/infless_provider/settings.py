@@ -29,6 +29,8 @@ class Settings:
     start_timeout_s: float = 120.0
     """An instance that is not ready by then has failed; large models load for a minute."""
     solver: str = "auto"
+    prometheus_url: str = ""
+    """Where execution times are read; empty asks the instances themselves."""
 
     @property
     def database(self) -> Path:

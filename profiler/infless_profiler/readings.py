@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import NormalDist
@@ -13,6 +13,8 @@ from infless_core.model import Configuration
 
 WEIGHT_MAX = 100
 """Batches of one window that count: a busy moment is not to outvote the minutes after it."""
+METRIC = "infless_batch_exec_seconds"
+"""The histogram that instances publish."""
 EXEC_MIN_S, EXEC_MAX_S = 1e-9, 1e6
 """No batch takes less or more."""
 _NORMAL = NormalDist()
@@ -75,6 +77,43 @@ class Counted:
         return replace(
             self, buckets=tuple(steps), count=self.count - old.count, total_s=self.total_s - old.total_s
         )  # fmt: skip
+
+
+Sample = tuple[str, Mapping[str, str], float]
+"""Name, labels and value, as every Prometheus library has them."""
+
+
+def gathered(samples: Iterable[Sample]) -> list[Counted]:
+    """Histograms from their samples; what has not the labels of ours is passed over.
+
+    Wanted are `infless_instance`, `function_name`, `batch`, `cpu_cores`, `gpu_percent`; others tell histograms apart.
+    """
+    parts: dict[tuple[tuple[str, str], ...], dict[str, float]] = {}
+    for name, labels, value in samples:
+        kind = name.removeprefix(METRIC)
+        if kind in ("_bucket", "_count", "_sum"):
+            group = tuple(sorted((label, text) for label, text in labels.items() if label not in ("le", "__name__")))
+            parts.setdefault(group, {})[labels.get("le", "") if kind == "_bucket" else kind] = value
+    found = []
+    for group, values in sorted(parts.items()):
+        count, total_s = values.pop("_count", math.nan), values.pop("_sum", math.nan)
+        try:
+            series = _series(dict(group))
+            buckets = tuple(sorted((float(bound), value) for bound, value in values.items()))
+        except (KeyError, ValueError):
+            continue
+        found.append(Counted(series=series, buckets=buckets, count=count, total_s=total_s))
+    return found
+
+
+def _series(labels: Mapping[str, str]) -> Series:
+    return Series(
+        instance=labels["infless_instance"],
+        function=labels["function_name"],
+        batch=int(labels["batch"]),
+        cpu_cores=int(labels["cpu_cores"]),
+        gpu_percent=int(labels["gpu_percent"]),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

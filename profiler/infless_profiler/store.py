@@ -1,4 +1,4 @@
-"""The profile database: execution times by function digest and configuration, measured and observed. All SQL is here."""
+"""The profile database: execution times by function digest and configuration, measured and observed; all its SQL."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infless_core.labels import Wishes
 from infless_core.lifecycle import Phase
+from infless_core.model import Configuration
 from infless_provider.metrics import Metrics
 from infless_scheduler.autoscale import RateEstimate
 
@@ -19,6 +20,9 @@ CONTRACT = {
     "infless_arrival_rate_rps": ("gauge", {"function_name"}),
     "infless_latency_target_seconds": ("gauge", {"function_name"}),
     "infless_within_target": ("counter", {"function_name"}),
+    "infless_profile_factor": ("gauge", {"function_name", "batch", "cpu_cores", "gpu_percent"}),
+    "infless_profile_drift": ("counter", {"function_name"}),
+    "infless_profile_source_up": ("gauge", {"source"}),
 }
 
 
@@ -37,6 +41,9 @@ def families():
     for status, duration_s in ((200, 0.1), (200, 0.3), (503, 0.1)):
         metrics.started("f.openfaas-fn")
         metrics.answered("f.openfaas-fn", status, duration_s, 0.2)
+    metrics.profiled({"f.openfaas-fn": {Configuration(batch=8, cpu_cores=2): 1.5}})
+    metrics.drifts("f.openfaas-fn", 0)
+    metrics.source_up("prometheus", False)
     text = metrics.text({"f.openfaas-fn": function()}, 0.0).decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
@@ -71,6 +78,9 @@ def test_the_figures(families):
     assert value(families, "gateway_service_count", **name) == 2
     assert value(families, "infless_instances", phase="ready", **name) == 1
     assert value(families, "infless_arrival_rate_rps", **name) == 4
+    assert value(families, "infless_profile_factor", batch="8", cpu_cores="2", gpu_percent="0", **name) == 1.5
+    assert value(families, "infless_profile_drift_total", **name) == 0
+    assert value(families, "infless_profile_source_up", source="prometheus") == 0
 
 
 def test_buckets_are_the_gateways(families):

@@ -72,6 +72,11 @@ class FakeController:
         """Ours."""
         return {"instances": []}
 
+    async def discovery(self):
+        """For Prometheus."""
+        await self._do("targets")
+        return [{"targets": ["h:1"], "labels": {}}]
+
     async def problem(self):
         """What is planned for; the autoscaler's, in truth."""
         await self._do("problem")
@@ -123,6 +128,7 @@ SYSTEM = [
     ("GET", "/system/namespaces", 200),
     ("GET", "/system/overview", 200),
     ("GET", "/system/infless/problem", 200),
+    ("GET", "/system/infless/targets", 200),
     ("GET", "/system/secrets", 200),
     ("POST", "/system/secrets", 501),
     ("PUT", "/system/secrets", 501),
@@ -151,6 +157,12 @@ def test_every_system_route_wants_credentials(client, controller, verb, path, _,
     assert (answer.status_code, answer.text) == (401, "invalid credentials\n")
     assert answer.headers["WWW-Authenticate"] == 'Basic realm="Restricted"'
     assert controller.asked == []
+
+
+def test_prometheus_finds_instances(client):
+    """Its HTTP service discovery takes JSON of that type only."""
+    answer = client.get("/system/infless/targets", headers=LOGIN)
+    assert (answer.content_type, answer.json) == ("application/json", [{"targets": ["h:1"], "labels": {}}])
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/metrics"])

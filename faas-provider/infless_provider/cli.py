@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import sys
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import click
 
 from infless_core.errors import Infeasible, InflessError, InvalidInput
 from infless_core.labels import parse_target_s
-from infless_core.units import format_duration
 from infless_provider.client import DEFAULT_GATEWAY, Client, find_password
 from infless_provider.settings import Settings, default_state_dir
 from infless_provider.version import VERSION
@@ -32,6 +30,7 @@ _FILTER = click.option(
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _LAZY = {
     "plan": ("infless_provider.plan_cli", "plan_command"),
+    "profile": ("infless_provider.profile_cli", "profile_command"),
     "replay": ("infless_provider.replay_cli", "replay_command"),
 }
 """Commands whose module (solver, load generator) is imported only when they are used."""
@@ -76,19 +75,6 @@ def main() -> None:
 
     Every option is an environment variable too: --port of `infless up` is INFLESS_UP_PORT.
     """
-
-
-def _chosen(stack_path: Path, names: tuple[str, ...], pattern: str | None) -> tuple[str, ...]:
-    """The names that a command is about; none means all."""
-    from infless_provider.stackfile import read_stack
-
-    if pattern is None:
-        return names
-    found = [function.name for function in read_stack(stack_path, os.environ, names).functions]
-    chosen = tuple(name for name in found if fnmatchcase(name, pattern))
-    if not chosen:
-        raise InvalidInput(f"--filter: {pattern!r} matches none of {', '.join(found)}")
-    return chosen
 
 
 @main.command()
@@ -153,9 +139,9 @@ def down(state_dir: Path | None, as_json: bool) -> None:
 def build(stack_path: Path, out: Path, as_json: bool, pattern: str | None, names: tuple[str, ...]) -> None:
     """Build functions into bundles, for machines without faas-cli or Docker."""
     from infless_provider.build import build_function
-    from infless_provider.stackfile import read_stack
+    from infless_provider.stackfile import chosen, read_stack
 
-    stack = read_stack(stack_path, os.environ, _chosen(stack_path, names, pattern))
+    stack = read_stack(stack_path, os.environ, chosen(stack_path, names, pattern))
     out.mkdir(parents=True, exist_ok=True)
     folders: dict[str, str] = {}
     for function in stack.functions:
@@ -179,9 +165,9 @@ def deploy(
     names: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Deploy functions of a stack file. A function never seen before is timed first, which takes seconds."""
-    from infless_provider.stackfile import read_stack
+    from infless_provider.stackfile import chosen, read_stack
 
-    stack = read_stack(stack_path, os.environ, _chosen(stack_path, names, pattern))
+    stack = read_stack(stack_path, os.environ, chosen(stack_path, names, pattern))
     client = Client(gateway or stack.gateway or DEFAULT_GATEWAY, find_password(state_dir))
     done: dict[str, str] = {}
     for function in stack.functions:
@@ -212,43 +198,6 @@ def status(gateway: str | None, state_dir: Path | None, as_json: bool) -> None:
         window = "-" if one["rate_up_rps"] is None else f"{one['rate_low_rps']:.0f}-{one['rate_up_rps']:.0f}/s"
         given = f"b={one['batch']} c={one['cpu_cores']} g={one['gpu_percent']}%"
         click.echo(f"{one['id']:32} {one['phase']:9} {given:18} {window:14} {one['why']}")
-
-
-@main.command()
-@_STACK
-@click.option("--bundles", type=click.Path(path_type=Path), default=Path("build"), show_default=True)
-@_STATE
-@click.option("--batches", help="Batch sizes such as 1,2,4 (default powers of two up to com.infless.batch.max).")
-@click.option("--cpu-cores", default=0, type=click.IntRange(0), help="Largest number of cores (default all).")
-@_JSON
-@_FILTER
-@click.argument("names", nargs=-1)
-def profile(
-    stack_path: Path, bundles: Path, state_dir: Path | None, batches: str | None, cpu_cores: int, as_json: bool,
-    pattern: str | None, names: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Time functions of a stack file for every batch size and number of cores, and keep the result for planning."""
-    from infless_provider.profile_cli import profile_functions
-
-    stated = None
-    if batches is not None:
-        if not all(part.isdigit() and int(part) > 0 for part in batches.split(",")):
-            raise InvalidInput(f"--batches: {batches!r} is not a list of whole numbers such as 1,2,4")
-        stated = tuple(int(part) for part in batches.split(","))
-    tables = profile_functions(
-        stack_path, bundles, state_dir or default_state_dir(), _chosen(stack_path, names, pattern), stated, cpu_cores,
-        lambda told: click.echo(told, err=True),
-    )  # fmt: skip
-    if as_json:
-        click.echo(json.dumps(tables, indent=1))
-        return
-    for name, points in tables.items():
-        click.echo(f"{name}: " + ("" if points else "it has no example(), so its speed is learned from its answers"))
-        for point in points:
-            click.echo(
-                f"  batch {point['batch']:3}  cores {point['cpu_cores']}  {format_duration(point['exec_s']):>8}"
-                f"  {point['batch'] / point['exec_s']:8.0f} requests/s"
-            )
 
 
 if __name__ == "__main__":

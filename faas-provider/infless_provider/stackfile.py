@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,18 @@ def _environment_file(path: Path) -> dict[str, str]:
     if not isinstance(data, dict):
         raise InvalidInput(f"{path}: needs 'environment', an object of single values")
     return _strings(data.get("environment"), f"{path}: environment")
+
+
+def chosen(path: Path, names: tuple[str, ...], pattern: str | None) -> tuple[str, ...]:
+    """The names of functions that a command is about; none means all.
+
+    Raises:
+        InvalidInput: the pattern matches no function.
+    """
+    if pattern is None:
+        return names
+    found = [function.name for function in read_stack(path, os.environ, names).functions]
+    matching = tuple(name for name in found if fnmatchcase(name, pattern))
+    if not matching:
+        raise InvalidInput(f"--filter: {pattern!r} matches none of {', '.join(found)}")
+    return matching

@@ -109,3 +109,22 @@ def _fit(rows: Sequence[WholeTime]) -> np.ndarray:
     left = matrix.T @ (weights[:, None] * matrix) + penalty * 0.1
     solution: np.ndarray = np.linalg.solve(left, matrix.T @ (weights * targets))
     return solution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The time of one configuration, from the best that is known of it."""
+
+    expected_s: float
+    planned_s: float
+
+
+def settle(
+    composed_s: float, features: Sequence[float], executions_s: Sequence[float], correction: Correction
+) -> Settled:  # fmt: skip
+    """Measured whole is exact, and brings its own margin; composed is corrected, and takes the device's."""
+    if executions_s:
+        expected_s, late_s = np.quantile(np.asarray(executions_s), (0.5, 1 - EXCEED_SHARE))
+        return Settled(expected_s=float(expected_s), planned_s=max(float(late_s), float(expected_s) * _MARGIN_MIN))
+    expected_s = correction.corrected_s(composed_s, features)
+    return Settled(expected_s=expected_s, planned_s=expected_s * correction.margin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,3 +160,15 @@ def runner(session: Any, feed: dict[str, np.ndarray], device: Device) -> Callabl
         binding.synchronize_outputs()
 
     return run
+
+
+def machine() -> dict[str, Any]:
+    """What is kept beside a device's times, for who looks at them later."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": os.cpu_count(),
+        "memory_bytes": memory_bytes,
+        "last_level_cache_bytes": cache_bytes(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }

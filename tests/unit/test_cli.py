@@ -8,11 +8,14 @@ import pytest
 from click.testing import CliRunner
 
 from infless_core.errors import NotFound
-from infless_provider import cli, client, profile_cli, up
+from infless_provider import cli, client, profile_stack, up
 from infless_provider.client import Client, Refused, find_password
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "help"
-COMMANDS = ("", "build", "deploy", "down", "plan", "profile", "replay", "status", "up")
+COMMANDS = (
+    "", "build", "deploy", "down", "plan", "profile", "profile export", "profile functions", "profile import", "profile list",
+    "profile model", "profile problem", "profile prune", "profile show", "replay", "status", "up",
+)  # fmt: skip
 STACK = """version: 1.0
 provider: {name: openfaas}
 functions:
@@ -36,7 +39,7 @@ def run(tmp_path, monkeypatch):
 def test_help_is_golden(run, command):
     """INFLESS_UPDATE_GOLDEN=1 writes it anew."""
     result = run(*command.split(), "--help")
-    file = GOLDEN / f"{command or 'infless'}.txt"
+    file = GOLDEN / f"{command.replace(' ', '-') or 'infless'}.txt"
     if os.environ.get("INFLESS_UPDATE_GOLDEN"):
         file.write_text(result.stdout)
     assert result.exit_code == 0
@@ -182,7 +185,7 @@ def test_status_where_nobody_answers(run):
 def test_profile_prints_a_table(run, monkeypatch):
     """Or says that there is nothing to time; JSON on wish."""
     point = {"batch": 4, "cpu_cores": 1, "exec_s": 0.02}
-    monkeypatch.setattr(profile_cli, "profile_functions", lambda *_: {"a": [point], "b": []})
+    monkeypatch.setattr(profile_stack, "profile_functions", lambda *_: {"a": [point], "b": []})
     lines = run("profile").stdout.splitlines()
     assert lines[1].split() == ["batch", "4", "cores", "1", "20ms", "200", "requests/s"]
     assert lines[2].startswith("b: it has no example()")

@@ -1,0 +1,62 @@
+"""What `infless profile -f stack.yml` does: time the built functions of a stack file and keep the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from infless_core.clock import SystemClock
+from infless_core.labels import parse_wishes
+from infless_profiler.measure import batch_sizes
+from infless_profiler.store import ProfileStore
+from infless_provider.bundles import digest_of, find_bundle, profile_key
+from infless_provider.profiling import Profiles
+from infless_provider.service import machine_name
+from infless_provider.settings import usable_cores
+from infless_provider.stackfile import read_stack
+
+
+def profile_functions(
+    stack_path: Path,
+    bundles_dir: Path,
+    state_dir: Path,
+    names: tuple[str, ...],
+    batches: tuple[int, ...] | None,
+    cpu_cores: int,
+    progress: Callable[[str], None],
+) -> dict[str, list[dict[str, Any]]]:
+    """Points by function: `{"batch", "cpu_cores", "gpu_percent", "exec_s", "memory_bytes", "samples"}`.
+
+    Raises:
+        InflessError: see `build` and `measure`.
+    """
+    profiles = Profiles(
+        ProfileStore(state_dir / "profiles.sqlite", machine_name()), SystemClock(), len(usable_cores(cpu_cores))
+    )
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for function in read_stack(stack_path, os.environ, names).functions:
+        bundle = find_bundle(bundles_dir, function.name, function.image)
+        wishes = parse_wishes(function.deployment.get("labels", {}))
+        environment = wishes.environment(function.deployment.get("envVars", {}))
+        name = function.name
+        found = profiles.measure(
+            profile_key(digest_of(bundle), environment),
+            bundle.resolve(),
+            environment,
+            batches or batch_sizes(wishes.batch_max),
+            lambda told, name=name: progress(f"{name}: {told}"),  # type: ignore[misc]
+        )
+        tables[name] = [
+            {
+                "batch": m.configuration.batch,
+                "cpu_cores": m.configuration.cpu_cores,
+                "gpu_percent": m.configuration.gpu_percent,
+                "exec_s": m.point.exec_s,
+                "memory_bytes": m.memory_bytes,
+                "samples": len(m.samples_s),
+            }
+            for m in found
+        ]
+    return tables

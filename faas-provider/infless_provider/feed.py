@@ -127,7 +127,8 @@ class Feed:
         counted = await self._read(self._controller.targets())
         if counted is None:
             return
-        self.observed = self.observed.after(self._clock.now_s(), self._ours(counted))
+        running = self.observed.running(self._controller.fleet.instances)
+        self.observed = running.after(self._clock.now_s(), self._ours(counted))
         self._complain("readings", self._faults())
         for drift in self.observed.drifts:
             self._tell(drift)

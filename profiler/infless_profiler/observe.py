@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist, median
 
@@ -49,7 +49,6 @@ DRIFT_NOISE_MAX = 0.135
 """Of the logarithm; three times that is a factor of 1.5, which is always a drift."""
 SEED_BATCHES = 50
 """What a level from an earlier life of the provider weighs."""
-FORGET_SERIES_S = 600.0
 _Z95 = NormalDist().inv_cdf(1 - EXCEED_SHARE)
 
 
@@ -141,6 +140,12 @@ class Observed:
             readings={key: value for key, value in self.readings.items() if key.function != function},
         )
 
+    def running(self, instances: Collection[str]) -> Observed:
+        """Without the readings of all other instances: they have ended."""
+        return replace(
+            self, readings={key: value for key, value in self.readings.items() if key.instance in instances}
+        )  # fmt: skip
+
     def rebased(self) -> Observed:
         """Before readings of another source: the first of them is only what later ones are compared with."""
         return replace(self, readings={}, begun=False)
@@ -153,7 +158,7 @@ class Observed:
         for one in counted:  # two jobs may scrape the same instance: the later count is the one
             if one.series not in latest or not one.count <= latest[one.series].count:
                 latest[one.series] = one
-        readings = {key: value for key, value in self.readings.items() if now_s - value[0] < FORGET_SERIES_S}
+        readings = dict(self.readings)
         steps: defaultdict[tuple[_Key, tuple[float, ...]], list[Counted]] = defaultdict(list)
         faulty = []
         for series, one in sorted(latest.items()):

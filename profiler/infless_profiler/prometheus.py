@@ -88,7 +88,7 @@ class PrometheusSource:
         session = requests.Session()
         session.trust_env = not _is_local(urlsplit(self._url).hostname or "")  # no proxy leads to this machine
         # One try: the next one comes with the next turn anyway.
-        return PrometheusConnect(self._url, retry=Retry(0), session=session, timeout=self._timeout_s)
+        return PrometheusConnect(self._url, retry=Retry(0, read=False), session=session, timeout=self._timeout_s)
 
 
 def _is_local(host: str) -> bool:

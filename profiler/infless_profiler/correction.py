@@ -79,9 +79,8 @@ def learn(rows: Sequence[WholeTime]) -> Correction:
     errors = np.concatenate([_left_out(rows, model) for model in models]) if len(models) > 1 else None
     margin = UNLEARNED_MARGIN
     if errors is not None:
-        # One model more, no better than the worst, is assumed: with few models the margin stays wide (conformal
-        # prediction's (n + 1) rule, Vovk et al. 2005).
-        level = min(1.0, (1 - EXCEED_SHARE) * (len(models) + 1) / len(models))
+        # A little wider while few models are known: the next one may be worse than all of them.
+        level = 1 - EXCEED_SHARE * len(models) / (len(models) + 1)
         margin = max(_MARGIN_MIN, math.exp(float(np.quantile(errors, level))))
     return Correction(coefficients=tuple(_fit(rows)), margin=margin, models=len(models))
 

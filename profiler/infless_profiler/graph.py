@@ -17,6 +17,7 @@ import numpy as np
 
 from infless_core.errors import InvalidInput
 from infless_core.units import format_bytes
+from infless_profiler.around import MODEL, OURS, around
 from infless_profiler.isolate import Case, Feed
 from infless_profiler.model_file import ModelFile, input_feeds
 from infless_profiler.operators import Call, ModelGraph, Operator, Tensor
@@ -82,9 +83,7 @@ def as_one_piece(file: ModelFile, feeds: Mapping[str, Feed], batch_max: int | No
 
     model = onnx.load(file.path)
     inputs = tuple(feed.tensor for feed in feeds.values())
-    operator = Operator(
-        domain="com.infless", type="Model", version=1, attributes={"digest": file.digest}, inputs=inputs
-    )
+    operator = Operator(domain=OURS, type=MODEL, version=1, attributes={"digest": file.digest}, inputs=inputs)
     case = Case(
         nodes=tuple(model.graph.node),
         weights=tuple(model.graph.initializer),
@@ -101,27 +100,8 @@ def as_one_piece(file: ModelFile, feeds: Mapping[str, Feed], batch_max: int | No
     return Extraction(graph=graph, cases={operator.signature: case}, feeds=feeds)
 
 
-CALL = Operator(domain="com.infless", type="Call", version=1)
-"""What one execution takes beside its operators."""
-
-
-def _call_case(opsets: Any, ir_version: int) -> Case:
-    from onnx import helper
-
-    feed = Feed(tensor=Tensor(dtype="float32", dims=((1, 0),)), values=None)
-    return Case(
-        nodes=(helper.make_node("Identity", ["x"], ["y"]),), weights=(), feeds={"x": feed}, opsets=tuple(opsets),
-        functions=(), ir_version=ir_version, gives=("y",),
-    )  # fmt: skip
-
-
-def _transfers(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> tuple[Operator, ...]:
-    """Copies between the host's memory and a GPU's."""
-    return tuple(
-        Operator(domain="com.infless", type="Transfer", version=1, attributes={"to": to}, inputs=(tensor,))
-        for to, tensors in (("device", inputs), ("host", outputs))
-        for tensor in tensors
-    )
+def _call(operator: Operator) -> Call:
+    return Call(operator=operator)
 
 
 def _watch(
@@ -224,16 +204,14 @@ def _take_apart(
                 opsets=tuple(model.opset_import), functions=tuple(model.functions), ir_version=model.ir_version,
                 gives=tuple(name for name in node.output if name)[:1],
             )  # fmt: skip
-    outputs = tuple(seen[out.name].tensor for out in model.graph.output if out.name in seen)
-    around = [CALL]
-    if device.kind != "cpu":
-        around += _transfers(tuple(feed.tensor for feed in feeds.values()), outputs)
-    cases |= {one.signature: _call_case(model.opset_import, model.ir_version) for one in around}
+    outputs = [seen[out.name].tensor for out in model.graph.output if out.name in seen]
+    beside = around([feed.tensor for feed in feeds.values()], outputs, device)
+    cases |= {operator.signature: case for operator, case in beside.items()}
     notes = tuple(f"operator {kind}: measured as one piece with what it contains" for kind in sorted(pieces))
     graph = ModelGraph(
         name=file.name,
         digest=file.digest,
-        calls=(*calls, *(Call(operator=one) for one in around)),
+        calls=(*calls, *map(_call, beside)),
         parameter_bytes=sum(onnx.numpy_helper.to_array(one).nbytes for one in weights.values()),
         batch_max=batch_max,
         notes=notes,

@@ -72,5 +72,7 @@ OPERATOR = Effort(warm_ups=1, runs_min=3, runs_max=60, least_s=0.003)
 """Errors of single operators even out in the sum of a model, so a few runs of each are enough."""
 COLD_OPERATOR = Effort(warm_ups=1, runs_min=4, runs_max=6, least_s=0.003)
 """Pushing weights out of the caches takes longer than most operators."""
+CALL = Effort(warm_ups=20, runs_min=100, runs_max=400, least_s=0.003)
+"""A few microseconds, but in every execution."""
 WHOLE = Effort(warm_ups=2, runs_min=7, runs_max=200, least_s=0.5)
 """One number that stands for itself must be steadier; it is what the watchdog's own timing at a deployment takes."""

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from infless_core.errors import InvalidInput
+from infless_profiler.around import CALL, OURS, TRANSFER
 from infless_profiler.isolate import COPIES_BYTES, Case, Feed
 from infless_profiler.operators import Operator, Point, moved_bytes
 from infless_profiler.sessions import Device, cache_bytes, open_session, runner
+from infless_profiler.timing import CALL as CALL_EFFORT
 from infless_profiler.timing import COLD_OPERATOR, OPERATOR, WHOLE, Effort, Timing, timing_of
 
 
@@ -120,15 +122,17 @@ def _time_operator(
     operator: Operator, case: Case, point: Point, place: Place, rng: Any, overhead_s: float
 ) -> Timing:  # fmt: skip
     """Time one call, as a model meets it: its inputs were just written, its weights are where the point says."""
-    if operator.type == "Transfer":
+    ours = operator.domain == OURS
+    if ours and operator.type == TRANSFER:
         return _time_transfer(operator, point, place)
-    ours = operator.domain == "com.infless"
     copies = 1 if ours or point.cold else _copies(operator, point.batch)
     session = open_session(case.model(copies), place.device, place.cpu_cores, optimise=ours)
     feed = {name: one.array(point.batch, rng) for name, one in case.feeds.items()}
+    if ours and operator.type == CALL:
+        return timing_of(_time(lambda: session.run(None, feed), CALL_EFFORT))
     run = runner(session, feed, place.device)
     samples_s = _time(run, COLD_OPERATOR, _chiller(feed)) if point.cold else _time(run, OPERATOR)
-    return timing_of(samples_s, copies, 0.0 if ours else overhead_s)
+    return timing_of(samples_s, copies, overhead_s)
 
 
 def _copies(operator: Operator, batch: int) -> int:
@@ -193,10 +197,12 @@ def _overhead_s(place: Place, rng: Any) -> float:
 
 
 def _time_transfer(operator: Operator, point: Point, place: Place) -> Timing:
-    """A copy between the host's memory and the device's: there for a model's inputs, back for its outputs."""
+    """A copy of a model's inputs to the device, of its outputs back, or of these into the caller's own memory."""
     import onnxruntime
 
-    array = np.zeros(moved_bytes(operator, point.batch), np.uint8)
+    array = np.ones(moved_bytes(operator, point.batch), np.uint8)
+    if operator.attributes.get("to") == "caller":
+        return timing_of(_time(array.copy, OPERATOR))
     value = onnxruntime.OrtValue.ortvalue_from_numpy(array, place.device.kind, 0)
     if operator.attributes.get("to") == "host":
         return timing_of(_time(value.numpy, OPERATOR))

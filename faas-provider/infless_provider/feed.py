@@ -96,6 +96,16 @@ class _Known:
     kept_at_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _News:
+    """What follows from a reading, by function."""
+
+    observed: Observed
+    factors: Mapping[str, Mapping[Configuration, float]]
+    points: Mapping[str, tuple[ProfilePoint, ...]]
+    levels: Mapping[str, Mapping[Configuration, Level]]
+
+
 class Feed:
     """Keeps the profiles of all functions current. Sources are asked in order; the first that answers is believed."""
 
@@ -127,20 +137,24 @@ class Feed:
         counted = await self._read(self._controller.targets())
         if counted is None:
             return
-        running = self.observed.running(self._controller.fleet.instances)
-        self.observed = running.after(self._clock.now_s(), self._ours(counted))
+        # Pure, but some hundred milliseconds of it where many instances run: not for the event loop.
+        news = await in_thread(
+            partial(_news, self.observed, list(self._known), self._clock.now_s(), self._running(), self._ours(counted))
+        )
+        self.observed = news.observed
         self._complain("readings", self._faults())
         for drift in self.observed.drifts:
             self._tell(drift)
-        factors = {}
-        for key in self._known:
-            factors[key] = self.observed.factors(key)
+        for key, points in news.points.items():
             function = self._controller.functions.get(key)
-            points = self.observed.correct(key)
-            if function is not None and moved(function.profile, points):
+            current = function is not None and function.stored.digest == self._known[key].version[0]
+            if function is not None and current and moved(function.profile, points):
                 self._controller.correct(key, points)
-        self._metrics.profiled(factors)
-        await self._keep()
+        self._metrics.profiled(news.factors)
+        await self._keep(news.levels)
+
+    def _running(self) -> frozenset[str]:
+        return frozenset(self._controller.fleet.instances)
 
     # functions and their versions ------------------------------------------------------------------------------------
 
@@ -254,11 +268,11 @@ class Feed:
             LOG.warning("%s", sentence)
         self._complaints[about] = sentence
 
-    async def _keep(self) -> None:
+    async def _keep(self, seen: Mapping[str, Mapping[Configuration, Level]]) -> None:
         """Write levels that have changed, for the next start."""
         now_s = self._clock.now_s()
-        for key, known in list(self._known.items()):
-            levels = self.observed.levels(key)
+        for key, levels in seen.items():
+            known = self._known[key]
             due = now_s - known.kept_at_s >= KEEP_S and levels != known.kept
             if due or any(_level_moved(known.kept.get(given), level) for given, level in levels.items()):
                 try:
@@ -268,6 +282,18 @@ class Feed:
                     return
                 known.kept, known.kept_at_s = levels, now_s
                 self._complain("database", "")
+
+
+def _news(
+    observed: Observed, functions: Sequence[str], now_s: float, running: frozenset[str], counted: Sequence[Counted]
+) -> _News:
+    seen = observed.running(running).after(now_s, counted)
+    return _News(
+        observed=seen,
+        factors={key: seen.factors(key) for key in functions},
+        points={key: seen.correct(key) for key in functions},
+        levels={key: seen.levels(key) for key in functions},
+    )
 
 
 def moved(old: Sequence[ProfilePoint], new: Sequence[ProfilePoint]) -> bool:

@@ -161,7 +161,7 @@ class Observed:
         readings = dict(self.readings)
         steps: defaultdict[tuple[_Key, tuple[float, ...]], list[Counted]] = defaultdict(list)
         faulty = []
-        for series, one in sorted(latest.items()):
+        for series, one in latest.items():
             why = one.fault()
             if why:
                 faulty.append(f"{series.instance}, batch {series.batch}: {why}")
@@ -174,7 +174,7 @@ class Observed:
             since_s = min((self.readings[p.series][0] for p in parts if p.series in self.readings), default=now_s)
             regimes[key] = _joined(regimes.get(key, ()), window_of(since_s, now_s, bounds, parts))
         seen = replace(
-            self, regimes=regimes, readings=readings, begun=True, drifts=(), faulty=tuple(faulty),
+            self, regimes=regimes, readings=readings, begun=True, drifts=(), faulty=tuple(sorted(faulty)),
             faults=self.faults + len(faulty),
         )  # fmt: skip
         return seen._judged({key for key, _ in steps})
@@ -233,16 +233,16 @@ class Observed:
 
     def levels(self, function: str) -> dict[Configuration, Level]:
         """Every configuration of a function that was seen."""
+        seen = {key[1]: windows for key, windows in self.regimes.items() if key[0] == function and windows}
         return {
-            key[1]: Level(exec_s=level_of(windows), batches=sum(window.batches for window in windows))
-            for key, windows in sorted(self.regimes.items())
-            if key[0] == function and windows
+            given: Level(exec_s=level_of(seen[given]), batches=sum(window.batches for window in seen[given]))
+            for given in sorted(seen)
         }
 
     def factors(self, function: str) -> dict[Configuration, float]:
         """For every measured configuration: how long an execution takes now over what was measured."""
-        levels, logs = self.levels(function), self._logs(function)
-        found = {}
+        levels = self.levels(function)
+        logs, found = self._logs(function, levels), {}
         for prior in self.priors.get(function, ()):
             own, borrowed = levels.get(prior.configuration), _borrowed(logs, prior.configuration)
             log = borrowed
@@ -262,10 +262,10 @@ class Observed:
             points.append(prior.planned(factor, _margin(prior, factor, windows)))
         return tuple(points)
 
-    def _logs(self, function: str) -> dict[Configuration, tuple[float, float]]:
+    def _logs(self, function: str, levels: Mapping[Configuration, Level]) -> dict[Configuration, tuple[float, float]]:
         """Logarithm of observed over measured time and the number of batches, where both are known."""
         found = {}
-        for configuration, level in self.levels(function).items():
+        for configuration, level in levels.items():
             prior_s = _interpolated_s(self.priors.get(function, ()), configuration)
             if prior_s is not None:
                 found[configuration] = (math.log(level.exec_s / prior_s), level.batches)
@@ -276,8 +276,8 @@ class Observed:
         prior_s = _interpolated_s(self.priors.get(function, ()), configuration)
         if prior_s is None:
             return None
-        others = {key: value for key, value in self._logs(function).items() if key != configuration}
-        return prior_s * math.exp(_borrowed(others, configuration))
+        others = {given: level for given, level in self.levels(function).items() if given != configuration}
+        return prior_s * math.exp(_borrowed(self._logs(function, others), configuration))
 
 
 def _key_of(series: Series) -> _Key:
@@ -289,7 +289,7 @@ def _key_of(series: Series) -> _Key:
 def _joined(windows: tuple[Window, ...], new: Window) -> tuple[Window, ...]:
     """With a window more: joined to the last where that has too few batches; without those that are too old."""
     if windows and windows[-1].batches < FEW_BATCHES and windows[-1].bounds == new.bounds:
-        new, windows = windows[-1].plus(new), windows[:-1]
+        new, windows = pooled([windows[-1], new]) or new, windows[:-1]
     kept = [*windows, new]
     while kept[0].at_s < new.at_s - AGE_S and sum(window.batches for window in kept[1:]) >= MARGIN_BATCHES:
         kept.pop(0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import NormalDist
 
@@ -129,30 +130,20 @@ class Window:
     counts: tuple[float, ...] = ()
     """Executions within each bound."""
 
-    @property
-    def mean_s(self) -> float:
-        """The mean execution, within the buckets that hold its middle nine tenths: a stall is not everybody's."""
+    mean_s: float = field(init=False)
+    """The mean execution, within the buckets that hold its middle nine tenths: a stall is not everybody's."""
+
+    def __post_init__(self) -> None:
         mean_s = self.total_s / self.batches
-        if not self.bounds:
-            return mean_s
-        low_s, _ = bucket_of(self, 0.1)
-        _, high_s = bucket_of(self, 0.9)
-        return min(max(mean_s, low_s), high_s)
+        if self.bounds:
+            low_s, high_s = bucket_of(self, 0.1)[0], bucket_of(self, 0.9)[1]
+            mean_s = min(max(mean_s, low_s), high_s)
+        object.__setattr__(self, "mean_s", mean_s)
 
     @property
     def weight(self) -> float:
         """What it counts for."""
         return min(self.batches, WEIGHT_MAX)
-
-    def plus(self, newer: Window) -> Window:
-        """Both as one."""
-        return replace(
-            newer,
-            since_s=self.since_s,
-            batches=self.batches + newer.batches,
-            total_s=self.total_s + newer.total_s,
-            counts=tuple(a + b for a, b in zip(self.counts, newer.counts, strict=True)),
-        )
 
 
 def window_of(since_s: float, now_s: float, bounds: tuple[float, ...], parts: Sequence[Counted]) -> Window:
@@ -187,8 +178,7 @@ def weighted_median(pairs: Iterable[tuple[float, float]]) -> float:
 
 def bucket_of(window: Window, share: float) -> tuple[float, float]:
     """Bounds of the bucket in which a quantile lies."""
-    rank = share * window.counts[-1]
-    place = next(place for place, count in enumerate(window.counts) if count >= rank and count > 0)
+    place = bisect_left(window.counts, share * window.counts[-1])
     return (window.bounds[place - 1] if place else 0.0), window.bounds[place]
 
 
@@ -211,8 +201,12 @@ def spread_of(level_s: float, together: Window) -> tuple[float, bool]:
 def pooled(windows: Sequence[Window]) -> Window | None:
     """All that have the newest one's bounds."""
     told = [window for window in windows if window.bounds and window.bounds == windows[-1].bounds]
-    together = told[0] if told else None
-    for window in told[1:]:
-        assert together is not None
-        together = together.plus(window)
-    return together
+    if not told:
+        return None
+    return replace(
+        told[-1],
+        since_s=told[0].since_s,
+        batches=sum(window.batches for window in told),
+        total_s=math.fsum(window.total_s for window in told),
+        counts=tuple(map(sum, zip(*(window.counts for window in told), strict=True))),
+    )

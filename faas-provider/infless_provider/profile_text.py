@@ -147,7 +147,7 @@ def _table(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
     for one in predictions:
         line = f"{one['batch']:>6}{one['cpu_cores']:>7}" + (f"{one['gpu_percent']:>5}%" if gpu else "")
         line += f"{format_duration(one['expected_s']):>11}{format_duration(one['planned_s']):>10}"
-        line += f"{one['batch'] / one['planned_s']:>12.4g}{format_bytes(one['memory_bytes']):>11}"
+        line += f"{one['batch'] / one['planned_s']:>12,.0f}{format_bytes(one['memory_bytes']):>11}"
         if "measured_s" in one:
             line += f"{format_duration(one['measured_s']):>11}"
             line += f"{one['error']:>+8.1%}" if "error" in one else ""

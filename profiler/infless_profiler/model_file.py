@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -259,6 +260,8 @@ def export_torch(model: Any, example: tuple[Any, ...], target: Path) -> Path:
     """
     import torch
 
+    # It tells about every package that it could also export, were it installed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     options: dict[str, Any] = {"dynamo": True, "verbose": False, "external_data": False}
     if example:
         axes = {0: torch.export.Dim("batch", min=1, max=4096)}

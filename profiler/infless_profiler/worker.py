@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -147,15 +148,20 @@ def _nothing() -> None:
 
 def _chiller(feed: Mapping[str, np.ndarray]) -> Callable[[], None]:
     """What pushes everything out of the caches and brings the inputs back."""
-    junk = np.ones(max(cache_bytes(), 8 << 20) * 5 // 4 // 4, np.float32)
 
     def chill() -> None:
-        junk.sum()
+        _junk().sum()
         for array in feed.values():
             if array.dtype != object:
                 array.sum()
 
     return chill
+
+
+@lru_cache(maxsize=1)
+def _junk() -> np.ndarray:
+    """More than the caches hold."""
+    return np.ones(max(cache_bytes(), 8 << 20) * 5 // 4 // 4, np.float32)
 
 
 def _time(run: Callable[[], Any], effort: Effort, before: Callable[[], None] = _nothing) -> list[float]:

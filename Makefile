@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What is installed beside INFless itself; `make test EXTRAS=cpu,report,dev,grpc,torch` skips fewer tests.
-EXTRAS ?= cpu,report,dev
+# What is installed beside INFless itself; `make test EXTRAS=cpu,profiler,report,dev,grpc,torch` skips fewer tests.
+EXTRAS ?= cpu,profiler,report,dev
 STAMP := $(VENV)/.installed-$(EXTRAS)
 # onnxruntime 1.29 and newer reports home unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
@@ -42,6 +42,8 @@ bench: $(STAMP) ## every figure of the README, as JSON records in benchmarks/res
 	@$(BIN)/python -m benchmarks.watchdog
 	@$(BIN)/python -m benchmarks.cost
 	@$(BIN)/python -m benchmarks.planner
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch]'
+	@$(BIN)/python -m benchmarks.cop
 	@$(BIN)/python -m benchmarks.bearable_load --validate
 	@$(BIN)/python -m benchmarks.provider
 	@$(BIN)/python -m benchmarks.deploy

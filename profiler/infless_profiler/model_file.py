@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from infless_core.errors import InvalidInput
+from infless_core.units import format_bytes
 from infless_profiler.isolate import Feed
 from infless_profiler.operators import Length, Tensor
 
@@ -65,7 +69,7 @@ def read_samples(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidInput(f"--sample: {path} is not an .npz file of numpy arrays: {error}") from error
 
 
@@ -108,7 +112,7 @@ def _weights_beside(path: Path) -> list[Path]:
     except ImportError as error:
         raise InvalidInput("profiling a model needs onnx: pip install 'infless[profiler]'") from error
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"{path}: this is not an ONNX model, or the file is cut off: {error}") from error
     if not model.graph.node or not model.opset_import:
@@ -116,7 +120,10 @@ def _weights_beside(path: Path) -> list[Path]:
     needed: dict[Path, int] = {}
     for tensor in onnx.external_data_helper._get_all_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            about = onnx.external_data_helper.ExternalDataInfo(tensor)
+            try:
+                about = onnx.external_data_helper.ExternalDataInfo(tensor)
+            except ValueError as error:
+                raise InvalidInput(f"{path}: where the weights of {tensor.name} lie is damaged: {error}") from error
             beside = path.parent / about.location
             needed[beside] = max(needed.get(beside, 0), (about.offset or 0) + (about.length or 0))
     for beside, length_bytes in needed.items():
@@ -138,11 +145,11 @@ def input_feeds(file: ModelFile) -> tuple[dict[str, Feed], int | None]:
 
     Raises:
         InvalidInput: a name that is no input, a shape that does not fit, an open axis without a size, an axis of length
-            0, an input that is no tensor.
+            0, an input that is no tensor or larger than memory, a sample of another kind.
     """
     import onnx
 
-    model = onnx.load(file.path, load_external_data=False)
+    model = onnx.load(file.path, format="protobuf", load_external_data=False)
     weights = {one.name for one in model.graph.initializer}
     inputs = [one for one in model.graph.input if one.name not in weights]
     for option, names in (("--shape", file.shapes), ("--sample", file.samples)):
@@ -153,11 +160,15 @@ def input_feeds(file: ModelFile) -> tuple[dict[str, Feed], int | None]:
     batch_name = _batch_name(inputs)
     feeds: dict[str, Feed] = {}
     for one in inputs:
-        if not one.type.HasField("tensor_type"):
+        if not one.type.tensor_type.elem_type:
             raise InvalidInput(f"{file.name}: input {one.name} is no tensor; profile the function that uses it instead")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type)
-        dims = tuple(_dims(file, one, batch_name))
-        feeds[one.name] = _feed(dtype, dims, file.samples.get(one.name))
+        tensor = Tensor(dtype=dtype.name, dims=tuple(_dims(file, one, batch_name)))
+        _check_size(file, one.name, tensor)
+        try:
+            feeds[one.name] = _feed(tensor, dtype, file.samples.get(one.name))
+        except (ValueError, TypeError) as error:
+            raise InvalidInput(f"--sample: input {one.name} of {file.name} is {dtype.name}: {error}") from error
     grows = any(per_item for feed in feeds.values() for _, per_item in feed.tensor.dims)
     return feeds, None if grows else 1
 
@@ -218,8 +229,17 @@ def _example(axes: Any) -> str:
     return ",".join("64" if _is_open(axis) else str(axis.dim_value) for axis in [*axes][1:]) or "64"
 
 
-def _feed(dtype: Any, dims: tuple[Length, ...], sample: np.ndarray | None) -> Feed:
-    tensor = Tensor(dtype=dtype.name, dims=dims)
+def _check_size(file: ModelFile, name: str, tensor: Tensor) -> None:
+    """Up to three items are drawn to learn the shapes, as `float64` first."""
+    needed, available = 8 * tensor.elements(3) + tensor.size_bytes(3), psutil.virtual_memory().available
+    if needed > available:
+        raise InvalidInput(
+            f"{file.name}: input {name} needs {format_bytes(needed)} of memory for three items, and"
+            f" {format_bytes(available)} are free; is its size right?"
+        )
+
+
+def _feed(tensor: Tensor, dtype: Any, sample: np.ndarray | None) -> Feed:
     if dtype.kind == "f":
         return Feed(tensor=tensor, values=None)
     if sample is not None:

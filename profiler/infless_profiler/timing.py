@@ -70,7 +70,7 @@ class Effort:
 
 OPERATOR = Effort(warm_ups=1, runs_min=3, runs_max=60, least_s=0.003)
 """Errors of single operators even out in the sum of a model, so a few runs of each are enough."""
-COLD_OPERATOR = Effort(warm_ups=1, runs_min=4, runs_max=6, least_s=0.003)
+COLD_OPERATOR = Effort(warm_ups=1, runs_min=4, runs_max=8, least_s=0.0)
 """Pushing weights out of the caches takes longer than most operators."""
 CALL = Effort(warm_ups=20, runs_min=100, runs_max=400, least_s=0.003)
 """A few microseconds, but in every execution."""

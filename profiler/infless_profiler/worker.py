@@ -7,6 +7,7 @@ CUDA reads its share of the GPU once.
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -130,9 +131,9 @@ def _time_operator(
     session = open_session(case.model(copies), place.device, place.cpu_cores, optimise=ours)
     feed = {name: one.array(point.batch, rng) for name, one in case.feeds.items()}
     if ours and operator.type == CALL:
-        return timing_of(_time(lambda: session.run(None, feed), CALL_EFFORT))
+        return timing_of(_time_alone(lambda: session.run(None, feed), CALL_EFFORT))
     run = runner(session, feed, place.device)
-    samples_s = _time(run, COLD_OPERATOR, _chiller(feed)) if point.cold else _time(run, OPERATOR)
+    samples_s = _time_alone(run, COLD_OPERATOR, _chiller(feed)) if point.cold else _time_alone(run, OPERATOR)
     return timing_of(samples_s, copies, overhead_s)
 
 
@@ -165,17 +166,31 @@ def _junk() -> np.ndarray:
 
 
 def _time(run: Callable[[], Any], effort: Effort, before: Callable[[], None] = _nothing) -> list[float]:
+    """Seconds of each run."""
+    return [run_s for run_s, _ in _time_watched(run, effort, before)]
+
+
+def _time_alone(run: Callable[[], Any], effort: Effort, before: Callable[[], None] = _nothing) -> list[float]:
+    """Seconds of the runs in which nobody took the processor away, where there are enough of these."""
+    runs = _time_watched(run, effort, before)
+    alone = [run_s for run_s, alone in runs if alone]
+    return alone if len(alone) >= effort.runs_min else [run_s for run_s, _ in runs]
+
+
+def _time_watched(run: Callable[[], Any], effort: Effort, before: Callable[[], None]) -> list[tuple[float, bool]]:
     for _ in range(effort.warm_ups):
         run()
-    samples_s: list[float] = []
+    runs: list[tuple[float, bool]] = []
     taken_s = 0.0
-    while not effort.enough(len(samples_s), taken_s):
+    while not effort.enough(sum(alone for _, alone in runs), taken_s) and len(runs) < effort.runs_max:
         before()
+        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         started_s = time.perf_counter()
         run()
-        samples_s.append(time.perf_counter() - started_s)
-        taken_s += samples_s[-1]
-    return samples_s
+        run_s = time.perf_counter() - started_s
+        runs.append((run_s, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == switches))
+        taken_s += run_s
+    return runs
 
 
 def _overhead_s(place: Place, rng: Any) -> float:
@@ -208,7 +223,7 @@ def _time_transfer(operator: Operator, point: Point, place: Place) -> Timing:
 
     array = np.ones(moved_bytes(operator, point.batch), np.uint8)
     if operator.attributes.get("to") == "caller":
-        return timing_of(_time(array.copy, OPERATOR))
+        return timing_of(_time_alone(array.copy, OPERATOR))
     value = onnxruntime.OrtValue.ortvalue_from_numpy(array, place.device.kind, 0)
     if operator.attributes.get("to") == "host":
         return timing_of(_time(value.numpy, OPERATOR))

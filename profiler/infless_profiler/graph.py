@@ -68,7 +68,8 @@ def read_graph(file: ModelFile, device: Device) -> Extraction:
     feeds, batch_max = input_feeds(file)
     with tempfile.TemporaryDirectory(prefix="infless-graph-") as folder:
         saved = Path(folder) / "optimised.onnx"
-        open_session(file.path, device, 1, saved=saved, outside=file.size_bytes > _LARGE_BYTES)
+        outside = file.size_bytes > min(_LARGE_BYTES, file.path.stat().st_size)  # large, or beside it already
+        open_session(file.path, device, 1, saved=saved, outside=outside)
         model = onnx.load(saved)
     try:
         seen, batch_max = _watch(model, feeds, batch_max, device)
@@ -81,7 +82,7 @@ def as_one_piece(file: ModelFile, feeds: Mapping[str, Feed], batch_max: int | No
     """A model as a single operator: the fallback, and exact."""
     import onnx
 
-    model = onnx.load(file.path)
+    model = onnx.load(file.path, format="protobuf")
     inputs = tuple(feed.tensor for feed in feeds.values())
     operator = Operator(domain=OURS, type=MODEL, version=1, attributes={"digest": file.digest}, inputs=inputs)
     case = Case(

@@ -56,11 +56,14 @@ class Worker(AbstractContextManager["Worker"]):
 
     def _next(self, pipe: Connection) -> Timed | Failed | None:
         ends_s = time.monotonic() + self._silent_s
-        while not pipe.poll(0.2):
+        while True:
+            # Asked before every answer: many quick jobs never wait as long as one slow one.
             if self._cancelled():
                 self.was_cancelled = True
                 self.close()
                 raise BackendError("timing was cancelled")
+            if pipe.poll(0.2):
+                break
             if time.monotonic() > ends_s:
                 self.close()
                 raise BackendError(f"it did not end within {self._silent_s:.0f} s")

@@ -10,11 +10,15 @@ from typing import Any
 
 from infless_core.errors import InvalidInput
 from infless_profiler import tables
+from infless_profiler.correction import FEATURES
 from infless_profiler.operators import Operator
 
 _FORMAT = "infless operator profiles"
-_TEXTS = {"kind", "name", "runtime", "machine", "signature", "description", "digest", "about", "features"}
+_TEXTS = {"kind", "name", "runtime", "signature", "description", "digest"}
+_JSONS = {"machine", "about", "features", "executions_s"}
 _REALS = {"exec_s", "spread", "measured_at_s", "profiled_at_s", "composed_s"}
+_LEAST = {"batch": 1, "cpu_cores": 1, "samples": 1, "looks": 1}
+_MOST = {"gpu_percent": 100, "cold": 1}
 
 
 def export(database: Path, target: Path) -> dict[str, int]:
@@ -41,7 +45,7 @@ def bring_in(database: Path, source: Path) -> dict[str, int]:
     """
     try:
         data = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{source} is not an exported profile database: {error}") from error
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         raise InvalidInput(f"{source} is not an exported profile database")
@@ -78,7 +82,7 @@ def _checked(source: Path, data: Mapping[str, Any]) -> tables.Rows:
     for place, row in enumerate(rows["operator"]):
         try:
             right = Operator.from_json(json.loads(row["description"])).signature == row["signature"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             right = False
         if not right:
             raise InvalidInput(f"{source}: operator[{place}]: its description does not belong to its signature")
@@ -90,16 +94,30 @@ def _fault(row: Any, columns: tuple[str, ...]) -> str:
     if not isinstance(row, dict) or set(row) != set(columns):
         return f"its keys are not {', '.join(columns)}"
     for key, value in row.items():
-        if key == "executions_s":
-            good = value is None or isinstance(value, str)
+        if key in _JSONS:
+            good = (value is None and key == "executions_s") or _is_good_json(key, value)
         elif key in _TEXTS:
             good = isinstance(value, str)
         elif key in _REALS:
             good = type(value) in (int, float) and math.isfinite(value) and value >= 0
         else:
-            good = type(value) is int and value >= 0
+            good = type(value) is int and _LEAST.get(key, 0) <= value <= _MOST.get(key, 2**63 - 1)
         if not good:
             return f"{key} is {value!r}"
     if row.get("exec_s") == 0 or row.get("composed_s") == 0:
         return "a time of 0"
     return ""
+
+
+def _is_good_json(key: str, text: Any) -> bool:
+    """Whether a text is what the tables keep in such a column: who reads it there checks no more."""
+    try:
+        value = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    if key in ("machine", "about"):
+        return isinstance(value, dict)
+    numbers = isinstance(value, list) and all(type(one) in (int, float) and math.isfinite(one) for one in value)
+    if key == "features":
+        return numbers and len(value) == len(FEATURES)
+    return numbers and len(value) > 0 and min(value) > 0

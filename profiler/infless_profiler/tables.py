@@ -246,13 +246,12 @@ def merge(path: Path, rows: Rows) -> dict[str, int]:
         taken["device"] = db.total_changes - before
         newer = _newer_models(db, rows["model"], devices)
         for table in ("operator", "operator_time", "model", "model_time"):
-            before = db.total_changes
+            taken[table] = 0
             for row in rows[table]:
                 here = {**row, "device": devices[row["device"]]} if "device" in row else row
                 if table in ("model", "model_time") and (here["device"], here["digest"]) not in newer:
                     continue
-                _take(db, table, here)
-            taken[table] = db.total_changes - before
+                taken[table] += _take(db, table, here)
         return taken
 
 
@@ -269,7 +268,7 @@ def _newer_models(
     }  # fmt: skip
 
 
-def _take(db: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
+def _take(db: sqlite3.Connection, table: str, row: dict[str, Any]) -> int:
     columns = COLUMNS[table]
     marks = ", ".join("?" * len(columns))
     verb = "INSERT OR IGNORE" if table == "operator" else "INSERT OR REPLACE"
@@ -281,7 +280,7 @@ def _take(db: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
             " AND cpu_cores = ? AND gpu_percent = ? AND cold = ? AND measured_at_s >= ?)"
         )
         values += [*values[:6], row["measured_at_s"]]
-    db.execute(f"{verb} INTO {table} SELECT {marks}{only}", values)
+    return db.execute(f"{verb} INTO {table} SELECT {marks}{only}", values).rowcount
 
 
 def prune(

@@ -107,6 +107,8 @@ class Observed:
     """When each series was last read, and what it said; None where that was of no use."""
     begun: bool = False
     """Whether there was a reading: a series that comes later has counted from 0 since then."""
+    drifted: frozenset[str] = frozenset()
+    """Functions of which a drift was told: what their configurations have in common is known."""
     drifts: tuple[Drift, ...] = ()
     """Found by the last reading."""
     faulty: tuple[str, ...] = ()
@@ -138,6 +140,7 @@ class Observed:
             priors={key: value for key, value in self.priors.items() if key != function},
             regimes={key: value for key, value in self.regimes.items() if key[0] != function},
             readings={key: value for key, value in self.readings.items() if key.function != function},
+            drifted=self.drifted - {function},
         )
 
     def running(self, instances: Collection[str]) -> Observed:
@@ -170,8 +173,9 @@ class Observed:
                 steps[_key_of(series), tuple(bound for bound, _ in step.buckets)].append(step)
             readings[series] = (now_s, None if why else one)
         regimes = dict(self.regimes)
+        last_s = max((when_s for when_s, _ in self.readings.values()), default=now_s)
         for (key, bounds), parts in sorted(steps.items()):
-            since_s = min((self.readings[p.series][0] for p in parts if p.series in self.readings), default=now_s)
+            since_s = min((self.readings[p.series][0] for p in parts if p.series in self.readings), default=last_s)
             regimes[key] = _joined(regimes.get(key, ()), window_of(since_s, now_s, bounds, parts))
         seen = replace(
             self, regimes=regimes, readings=readings, begun=True, drifts=(), faulty=tuple(sorted(faulty)),
@@ -192,7 +196,12 @@ class Observed:
         for key in sorted(keys):
             drift = seen._drift(key)
             if drift is not None:
-                seen = replace(seen, regimes=seen._forgotten(drift), drifts=(*seen.drifts, drift))
+                seen = replace(
+                    seen,
+                    regimes=seen._forgotten(drift),
+                    drifts=(*seen.drifts, drift),
+                    drifted=seen.drifted | {drift.function},
+                )
         return seen
 
     def _drift(self, key: _Key) -> Drift | None:
@@ -201,7 +210,7 @@ class Observed:
         if len(recent) < DRIFT_WINDOWS:
             return None
         earlier = [window for window in windows if window.at_s < recent[0].at_s]
-        reference_s = level_of(earlier) if earlier else self._predicted_s(*key)
+        reference_s = level_of(earlier) if earlier else self._predicted_s(*key, recent[0].at_s)
         if reference_s is None:
             return None
         limit = max(math.log1p(DRIFT_SHARE), 3 * min(DRIFT_NOISE_MAX, _noise(earlier, recent)))
@@ -215,18 +224,24 @@ class Observed:
         """Regimes without what was before a drift.
 
         What slows one configuration of a function down usually slows them all down: one that has not run since is
-        assumed to, with little weight.
+        assumed to, with little weight. One that has run since, as ever, has not changed.
         """
         regimes = dict(self.regimes)
         for key, windows in self.regimes.items():
             if key[0] != drift.function:
                 continue
             fresh = tuple(window for window in windows if window.since_s >= drift.since_s and window.bounds)
-            if not fresh and key[1] != drift.configuration:
+            if key[1] == drift.configuration:
+                regimes[key] = fresh
+            elif not fresh:
                 batches = min(FEW_BATCHES, sum(window.batches for window in windows))
                 total_s = level_of(windows) * drift.factor * batches
-                fresh = (Window(since_s=drift.since_s, at_s=drift.since_s, batches=batches, total_s=total_s),)
-            regimes[key] = fresh
+                since_s = drift.since_s
+                regimes[key] = (Window(since_s=since_s, at_s=since_s, batches=batches, total_s=total_s),)
+            elif len(fresh) < len(windows):
+                change = math.log(level_of(fresh) / level_of(windows[: -len(fresh)]))
+                if change * math.copysign(1.0, math.log(drift.factor)) > math.log1p(DRIFT_SHARE):
+                    regimes[key] = fresh
         return regimes
 
     # what follows from them
@@ -271,13 +286,22 @@ class Observed:
                 found[configuration] = (math.log(level.exec_s / prior_s), level.batches)
         return found
 
-    def _predicted_s(self, function: str, configuration: Configuration) -> float | None:
-        """What a configuration should take, by its prior and by what the others do."""
+    def _predicted_s(self, function: str, configuration: Configuration, before_s: float) -> float | None:
+        """What a configuration should take, by its prior and by what the others did before.
+
+        What they do since then counts only after a drift was told: a prior that is wrong for all of them is one.
+        """
         prior_s = _interpolated_s(self.priors.get(function, ()), configuration)
         if prior_s is None:
             return None
-        others = {given: level for given, level in self.levels(function).items() if given != configuration}
-        return prior_s * math.exp(_borrowed(self._logs(function, others), configuration))
+        limit_s = math.inf if function in self.drifted else before_s
+        regimes = {
+            key: earlier
+            for key, windows in self.regimes.items()
+            if key != (function, configuration) and (earlier := tuple(w for w in windows if w.at_s < limit_s))
+        }
+        others = replace(self, regimes=regimes)
+        return prior_s * math.exp(_borrowed(others._logs(function, others.levels(function)), configuration))
 
 
 def _key_of(series: Series) -> _Key:

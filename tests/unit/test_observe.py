@@ -147,6 +147,31 @@ def test_a_drift_is_told_once_for_a_function() -> None:
     assert life.seen.factors("f")[Configuration(batch=4, cpu_cores=1)] == pytest.approx(2.0, rel=0.1)
 
 
+@pytest.mark.parametrize("factor", [3.0, 1 / 3])
+def test_a_prior_that_is_wrong_for_all_is_told_once(factor: float) -> None:
+    """Although they explain each other; also where one has so few batches that its windows come late."""
+    sizes = {batch: Batches(batch) for batch in (1, 2, 4, 8)}
+    life = Life()
+    for _ in range(12):
+        life.read(
+            *(
+                sizes[one.configuration.batch].ran([one.expected_s * factor] * count)
+                for one, count in zip(GRID, (20, 9, 7, 2), strict=True)
+            )
+        )
+    assert [drift.factor for drift in life.drifts] == pytest.approx([factor], rel=0.01)
+
+
+def test_one_configuration_that_is_wrong_alone_is_told() -> None:
+    """The others are as measured."""
+    one, eight, life = Batches(1), Batches(8), Life()
+    for _ in range(8):
+        life.read(one.ran([0.004] * 20))
+    for _ in range(4):
+        life.read(one.ran([0.004] * 20), eight.ran([0.036] * 20))
+    assert [(drift.configuration, drift.factor) for drift in life.drifts] == [(B8, pytest.approx(3.0))]
+
+
 def test_configurations_that_did_not_run_borrow() -> None:
     """The factor of the others; near ones count for more."""
     one, eight, life = Batches(1), Batches(8), Life()

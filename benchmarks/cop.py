@@ -29,11 +29,12 @@ from benchmarks import record
 from benchmarks.cop_models import CATALOGUE, prepare
 from infless_core.model import Configuration
 from infless_profiler.accuracy import accuracy
-from infless_profiler.cop import Grid, Profile, Profiler
+from infless_profiler.cop import Profiler
 from infless_profiler.correction import WholeTime, learn
 from infless_profiler.model_file import ModelFile, input_feeds, parse_shapes, read_model
 from infless_profiler.observe import Observed, Prior
 from infless_profiler.operator_times import Worker
+from infless_profiler.prediction import Grid, Profile
 from infless_profiler.readings import Counted, Series
 from infless_profiler.sessions import Device, machine, this_device
 from infless_profiler.tables import Tables

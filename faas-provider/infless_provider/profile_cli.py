@@ -66,6 +66,14 @@ def profile_command() -> None:
     help="Shape of one item where axes are open: x=3,48,192; with b where the batch goes: state=2,b,128.",
 )
 @click.option("--sample", type=click.Path(path_type=Path), help="An .npz file with one item for each input.")
+@click.option(
+    "--inter-op-threads",
+    "threads",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Operators that run at the same time and share the cores; instances run one after the other.",
+)
 @click.option("--name", help="What it is called in the database (default from the file).")
 @click.option("--verify", is_flag=True, help="Measure the whole model as well, and show the errors.")
 @click.option(
@@ -77,12 +85,14 @@ def profile_command() -> None:
 @_JSON
 def profile_model(  # noqa: PLR0913, PLR0917 - one for each option
     model: Path, batches: str, cores: str | None, gpu_percents: str | None, shapes: tuple[str, ...],
-    sample: Path | None, name: str | None, verify: bool, picture: Path | None, state_dir: Path | None, as_json: bool,
+    sample: Path | None, threads: int, name: str | None, verify: bool, picture: Path | None,
+    state_dir: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Predict a model's execution times from its operators (also: infless profile MODEL)."""
-    from infless_profiler.cop import Grid, Profiler
+    from infless_profiler.cop import Profiler
     from infless_profiler.measure import core_counts
     from infless_profiler.model_file import exported, parse_shapes, read_model, read_samples
+    from infless_profiler.prediction import Grid
 
     tables = _tables(state_dir, gpu=gpu_percents is not None)
     machine = len(usable_cores(0))
@@ -90,6 +100,7 @@ def profile_model(  # noqa: PLR0913, PLR0917 - one for each option
         batches=_numbers("--batches", batches, 4096),
         cpu_cores=_numbers("--cores", cores, machine) if cores else core_counts(machine),
         gpu_percents=_numbers("--gpu-percents", gpu_percents, 100) if gpu_percents else (0,),
+        inter_op_threads=threads,
     )
     progress, done = _progress()
     with TemporaryDirectory(prefix="infless-export-") as folder, exported(model, Path(folder)) as path:

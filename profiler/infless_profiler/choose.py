@@ -35,12 +35,22 @@ Parts = Mapping[Point, Sequence[Part]]
 Known = Mapping[tuple[str, Point], Estimate]
 
 
-def parts_of(graph: ModelGraph, points: Sequence[Point], cache_bytes: int) -> dict[Point, list[Part]]:
-    """The terms of a model's time in each configuration."""
+def parts_of(
+    graph: ModelGraph, points: Sequence[Point], cache_bytes: int, inter_op_threads: int = 1
+) -> dict[Point, list[Part]]:  # fmt: skip
+    """The terms of a model's time in each configuration.
+
+    Args:
+        graph: the model.
+        points: configurations.
+        cache_bytes: of the processor's last level.
+        inter_op_threads: operators that run at the same time share the cores.
+    """
     found: dict[Point, list[Part]] = {}
     for point in points:
         calls: dict[tuple[str, Point], float] = {}
-        for place, weight in needed_points(graph, point, cache_bytes):
+        own = point._replace(cpu_cores=max(1, point.cpu_cores // inter_op_threads))
+        for place, weight in needed_points(graph, own, cache_bytes):
             for signature, count in graph.counts.items():
                 key = signature, state(graph.operators[signature], place)
                 calls[key] = calls.get(key, 0.0) + weight * count

@@ -8,23 +8,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
 import psutil
 
 from infless_core.errors import BackendError, InvalidInput
-from infless_core.units import format_duration
 from infless_profiler.choose import SURE, Known, Part, Parts, composed, parts_of, worth_measuring
+from infless_profiler.compose import model_s
 from infless_profiler.correction import Correction, features_of, learn
+from infless_profiler.countdown import Countdown
 from infless_profiler.estimate import Estimate, Measured, estimate
 from infless_profiler.graph import Extraction, check_memory, read_graph, without
 from infless_profiler.model_file import ModelFile, input_feeds
 from infless_profiler.operator_times import Worker
 from infless_profiler.operators import ModelGraph, Point, features
-from infless_profiler.sessions import Device, cache_bytes
-from infless_profiler.tables import ModelTime, ProfiledModel, Tables
+from infless_profiler.prediction import Grid, Prediction, Profile, kept, text_of
+from infless_profiler.sessions import cache_bytes
+from infless_profiler.tables import Tables
 from infless_profiler.timing import OPERATOR, WHOLE
 from infless_profiler.worker import ModelJob, OperatorJob, Place, Timed
 
@@ -39,70 +41,6 @@ _RUNTIME_BYTES = 130 << 20
 _SAVE_S = 1.0
 """How much measuring an interruption may cost."""
 _QUANTILES = (np.arange(20) + 0.5) / 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """Configurations that are asked for."""
-
-    batches: tuple[int, ...]
-    cpu_cores: tuple[int, ...]
-    gpu_percents: tuple[int, ...] = (0,)
-
-    def points(self, batch_max: int | None) -> tuple[Point, ...]:
-        """All of them, smallest first; batches beyond `batch_max` are left out."""
-        batches = [batch for batch in self.batches if batch_max is None or batch <= batch_max]
-        return tuple(
-            Point(batch, cores, gpu) for gpu in self.gpu_percents for cores in self.cpu_cores for batch in batches
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """A model's time in one configuration."""
-
-    point: Point
-    composed_s: float
-    """The sum of its operators."""
-    expected_s: float
-    """With the device's correction."""
-    planned_s: float
-    """With its margin: about 95 of 100 executions take at most this long."""
-    spread: float
-    """Of the sum, as far as its operators' times are estimates: 0.02 is 2 %."""
-    measured_share: float
-    """How much of the sum was measured and not estimated."""
-    features: tuple[float, ...]
-    memory_bytes: int
-    executions_s: tuple[float, ...] = ()
-    """Quantiles of whole executions, where they were measured (`--verify`)."""
-
-    @property
-    def measured_s(self) -> float | None:
-        """The median whole execution."""
-        return float(np.median(self.executions_s)) if self.executions_s else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """What is known of a model after it was profiled."""
-
-    graph: ModelGraph
-    device: Device
-    predictions: tuple[Prediction, ...]
-    correction: Correction
-    new_operators: int = 0
-    """Of which nothing was known before."""
-    reused_operators: int = 0
-    new_points: int = 0
-    """Operators times configurations that were measured now."""
-    needed_points: int = 0
-    """How many there are."""
-    profiling_s: float = 0.0
-    whole_s: float = 0.0
-    """What measuring the whole model in every configuration takes; measured with `--verify`, else worked out."""
-    whole_was_measured: bool = False
-    warnings: tuple[str, ...] = ()
 
 
 class Profiler(AbstractContextManager["Profiler"]):
@@ -159,18 +97,18 @@ class Profiler(AbstractContextManager["Profiler"]):
             raise InvalidInput(f"--batches: {file.name} was exported for batches of {batch_max} only")
         check_memory(extraction.graph, max(point.batch for point in points), psutil.virtual_memory().available)
         try:
-            profile = self._profile(extraction, points, sure, correction)
+            profile = self._profile(extraction, points, grid.inter_op_threads, sure, correction)
         except _NotAlone as reason:
             self._progress(f"{file.name}: {reason}; measuring it as a whole")
             extraction = without(extraction, file, str(reason))
-            profile = self._profile(extraction, points, sure, correction)
+            profile = self._profile(extraction, points, grid.inter_op_threads, sure, correction)
         warnings = profile.warnings
         left_out = sorted({*grid.batches} - {point.batch for point in points})
         if left_out:
             beyond = ", ".join(map(str, left_out))
             warnings += (f"batches of {beyond} are left out: the model was exported for batches of {batch_max} only",)
         profile = replace(profile, warnings=warnings, profiling_s=time.perf_counter() - begun_s)
-        self._tables.save_model(_kept(profile, self._now_s()))
+        self._tables.save_model(kept(profile, self._now_s()))
         return profile
 
     def verify(self, file: ModelFile, profile: Profile) -> Profile:
@@ -179,27 +117,31 @@ class Profiler(AbstractContextManager["Profiler"]):
         feeds, _ = input_feeds(file)
         found: dict[Point, Timed] = {}
         places = _by_place([one.point for one in profile.predictions])
-        left = _Countdown([2.0 * one.expected_s * WHOLE.runs_min for one in profile.predictions])
+        left = Countdown([2.0 * one.expected_s * WHOLE.runs_min for one in profile.predictions])
         for (cores, gpu), points in places.items():
             for point in points:
                 self._progress(f"{file.name}: whole model at {text_of(point)}{left.words()}")
-                job = ModelJob(path=file.path, feeds=feeds, batches=(point.batch,))
+                job = ModelJob(
+                    path=file.path, feeds=feeds, batches=(point.batch,), inter_op_threads=profile.inter_op_threads
+                )
                 found[point] = self._worker(cores, gpu).do(job)[0]
                 left.done()
         predictions = tuple(_verified(one, found[one.point]) for one in profile.predictions)
         profile = replace(
             profile, predictions=predictions, whole_s=time.perf_counter() - begun_s, whole_was_measured=True
         )
-        self._tables.save_model(_kept(profile, self._now_s()))
+        self._tables.save_model(kept(profile, self._now_s()))
         return profile
 
     # measuring -------------------------------------------------------------------------------------------------------
 
     def _profile(
-        self, extraction: Extraction, points: Sequence[Point], sure: float, correction: Correction | None
+        self, extraction: Extraction, points: Sequence[Point], threads: int, sure: float, correction: Correction | None
     ) -> Profile:
         graph = extraction.graph
-        parts = parts_of(graph, points, self._cache_bytes)
+        if threads > 1:  # other times than those of the same model in sequence
+            graph = replace(graph, digest=f"{graph.digest}-{threads}")
+        parts = parts_of(graph, points, self._cache_bytes, threads)
         rows = self._tables.operators({operator.family for operator in graph.operators.values()})
         before = {row.operator.signature for row in rows}
         new_points: set[tuple[str, Point]] = set()
@@ -214,11 +156,12 @@ class Profiler(AbstractContextManager["Profiler"]):
             new_points |= keys
         known = self._known(graph, parts, rows)
         if correction is None:
-            correction = learn(self._tables.whole_times(but_not=graph.digest))
-        predictions = tuple(self._predict(graph, point, parts[point], known, correction) for point in points)
+            correction = learn(self._tables.whole_times(graph.digest, threads))
+        predictions = tuple(self._predict(graph, point, parts[point], known, correction, threads) for point in points)
         return Profile(
             graph=graph,
             device=self._tables.device,
+            inter_op_threads=threads,
             predictions=predictions,
             correction=correction,
             new_operators=len(graph.operators.keys() - before),
@@ -241,29 +184,29 @@ class Profiler(AbstractContextManager["Profiler"]):
         rows: Sequence[Measured],
         words: str,
     ) -> list[Measured]:
-        """Measure operators and keep each at once, so that an interruption costs at most a second.
+        """Measure operators; what was measured is kept, whatever interrupts it (a lost machine costs a second).
 
         Raises:
             _NotAlone: one does not run outside its model.
         """
         before = {(row.operator.signature, row.point): row.timing for row in rows}
         found: list[Measured] = []
-        unsaved: list[Measured] = []
-        left = _Countdown([_effort_s(known[signature, point].exec_s) for signature, point in chosen.items()])
-        saved_s = time.monotonic()
-        for (cores, gpu), points in _by_place(chosen.values()).items():
-            here = [signature for signature, point in chosen.items() if point in points]
-            for signature in here:
-                self._progress(f"{words}, operator {left.place} of {len(chosen)}{left.words()}")
-                one = _time_one(self._worker(cores, gpu), extraction, signature, chosen[signature])
-                old = before.get((signature, one.point))
-                unsaved.append(one if old is None else replace(one, timing=one.timing.and_again(old)))
-                left.done()
-                if time.monotonic() - saved_s > _SAVE_S:
-                    self._tables.save_operators(unsaved, self._now_s())
-                    found, unsaved, saved_s = found + unsaved, [], time.monotonic()
-        self._tables.save_operators(unsaved, self._now_s())
-        return found + unsaved
+        saved, saved_s = 0, time.monotonic()
+        left = Countdown([_effort_s(known[signature, point].exec_s) for signature, point in chosen.items()])
+        try:
+            for (cores, gpu), points in _by_place(chosen.values()).items():
+                for signature in [one for one, point in chosen.items() if point in points]:
+                    self._progress(f"{words}, operator {left.place} of {len(chosen)}{left.words()}")
+                    one = _time_one(self._worker(cores, gpu), extraction, signature, chosen[signature])
+                    old = before.get((signature, one.point))
+                    found.append(one if old is None else replace(one, timing=one.timing.and_again(old)))
+                    left.done()
+                    if time.monotonic() - saved_s > _SAVE_S:
+                        self._tables.save_operators(found[saved:], self._now_s())
+                        saved, saved_s = len(found), time.monotonic()
+        finally:
+            self._tables.save_operators(found[saved:], self._now_s())
+        return found
 
     def _worker(self, cpu_cores: int, gpu_percent: int) -> Worker:
         place = cpu_cores, gpu_percent
@@ -273,9 +216,16 @@ class Profiler(AbstractContextManager["Profiler"]):
         return self._workers[place]
 
     def _predict(
-        self, graph: ModelGraph, point: Point, parts: Sequence[Part], known: Known, correction: Correction
+        self,
+        graph: ModelGraph,
+        point: Point,
+        parts: Sequence[Part],
+        known: Known,
+        correction: Correction,
+        threads: int,
     ) -> Prediction:
-        composed_s, spread = composed(parts, known)
+        total_s, spread = composed(parts, known)
+        composed_s = total_s if threads == 1 else model_s(graph, _call_times(graph, parts, known), threads)
         features = features_of(graph, point, composed_s, self._cache_bytes)
         expected_s = correction.corrected_s(composed_s, features)
         measured_s = sum(
@@ -287,10 +237,18 @@ class Profiler(AbstractContextManager["Profiler"]):
             expected_s=expected_s,
             planned_s=expected_s * correction.margin,
             spread=spread,
-            measured_share=measured_s / composed_s,
+            measured_share=measured_s / total_s,
             features=features,
             memory_bytes=_RUNTIME_BYTES + 2 * graph.parameter_bytes + 2 * graph.activation_bytes(point.batch),
         )
+
+
+def _call_times(graph: ModelGraph, parts: Sequence[Part], known: Known) -> dict[str, float]:
+    """Seconds of one call of each operator, warm and cold taken together."""
+    exec_s = dict.fromkeys(graph.operators, 0.0)
+    for part in parts:
+        exec_s[part.signature] += part.calls * known[part.signature, part.point].exec_s / graph.counts[part.signature]
+    return exec_s
 
 
 class _NotAlone(Exception):  # noqa: N818 - caught in this module
@@ -340,56 +298,3 @@ def _far(graph: ModelGraph, parts: Parts, known: Known, rows: Sequence[Measured]
 def _verified(one: Prediction, timed: Timed) -> Prediction:
     quantiles = np.quantile(np.asarray(timed.samples_s), _QUANTILES)
     return replace(one, executions_s=tuple(map(float, quantiles)), memory_bytes=timed.memory_bytes)
-
-
-def _kept(profile: Profile, now_s: float) -> ProfiledModel:
-    about = {
-        "operators": len(profile.graph.operators),
-        "calls": len(profile.graph.calls),
-        "new_operators": profile.new_operators,
-        "reused_operators": profile.reused_operators,
-        "new_points": profile.new_points,
-        "needed_points": profile.needed_points,
-        "profiling_s": profile.profiling_s,
-        "whole_s": profile.whole_s,
-        "parameter_bytes": profile.graph.parameter_bytes,
-        "warnings": list(profile.warnings),
-    }
-    times = tuple(
-        ModelTime(
-            point=one.point, composed_s=one.composed_s, features=one.features, executions_s=one.executions_s,
-            memory_bytes=one.memory_bytes,
-        )
-        for one in profile.predictions
-    )  # fmt: skip
-    return ProfiledModel(
-        digest=profile.graph.digest, name=profile.graph.name, profiled_at_s=now_s, about=about, times=times
-    )
-
-
-def text_of(point: Point) -> str:
-    """A configuration for people."""
-    gpu = f", {point.gpu_percent} % of the GPU" if point.gpu_percent else ""
-    return f"batch {point.batch} on {point.cpu_cores} core{'s' if point.cpu_cores > 1 else ''}{gpu}"
-
-
-class _Countdown:
-    """How long a list of measurements still takes: what was expected, scaled by how it went so far."""
-
-    def __init__(self, expected_s: Sequence[float]) -> None:
-        self._expected_s = list(expected_s)
-        self._begun_s = time.monotonic()
-        self.place = 1
-
-    def done(self) -> None:
-        """One more has ended."""
-        self.place += 1
-
-    def words(self) -> str:
-        """`, about 12s left`, once there is something to tell it from."""
-        past = self.place - 1
-        done_s, all_s = sum(self._expected_s[:past]), sum(self._expected_s)
-        if past < 3 or done_s <= 0:
-            return ""
-        left_s = (time.monotonic() - self._begun_s) * (all_s - done_s) / done_s
-        return f", about {format_duration(left_s)} left" if left_s >= 1 else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from infless_core.errors import InvalidInput
-from infless_profiler.cop import Profile
+from infless_profiler.prediction import Profile
 
 _INK, _MUTED, _RULE = "#1f2933", "#697586", "#d7dde5"
 _COLOURS = ("#3b82c4", "#e08a2e", "#2e8b57", "#7c5cb0", "#9a6a2f", "#d64545")

@@ -99,16 +99,18 @@ def open_session(
     optimise: bool = True,
     saved: Path | None = None,
     outside: bool = False,
+    inter_op_threads: int = 1,
 ) -> Any:
     """A session with the options of an instance (`infless_watchdog.onnx_model`): what is timed is what will serve.
 
     Args:
         model: a file, or a serialised model.
         device: where it runs.
-        cpu_cores: threads within an operator; operators run one after the other.
+        cpu_cores: threads of all operators together.
         optimise: whether the graph is optimised.
         saved: where the optimised graph goes.
         outside: keep its weights in a file beside it.
+        inter_op_threads: operators that run at the same time; instances run one after the other.
 
     Raises:
         InvalidInput: the runtime refuses the model; carries its words.
@@ -116,8 +118,11 @@ def open_session(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpu_cores
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = max(1, cpu_cores // inter_op_threads)
+    options.inter_op_num_threads = inter_op_threads
+    if inter_op_threads > 1:
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:

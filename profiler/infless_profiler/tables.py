@@ -178,15 +178,17 @@ class Tables:
                 ],
             )  # fmt: skip
 
-    def whole_times(self, but_not: str = "") -> list[WholeTime]:
-        """What the correction is learned from: models that were measured whole, without one."""
+    def whole_times(self, but_not: str = "", inter_op_threads: int = 1) -> list[WholeTime]:
+        """What the correction is learned from: models that were measured whole, without one, executed in one way."""
         return [
             WholeTime(
                 model=model.digest, features=one.features, composed_s=one.composed_s, executions_s=one.executions_s
             )
             for model in self.models()
             for one in model.times
-            if one.executions_s and model.digest != but_not
+            if one.executions_s
+            and model.digest != but_not
+            and model.about.get("inter_op_threads", 1) == inter_op_threads
         ]
 
     def _id(self, db: sqlite3.Connection) -> int:

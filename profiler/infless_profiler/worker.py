@@ -54,6 +54,7 @@ class ModelJob:
     feeds: dict[str, Feed]
     batches: tuple[int, ...]
     effort: Effort = WHOLE
+    inter_op_threads: int = 1
 
 
 Job = OperatorJob | ModelJob
@@ -106,8 +107,8 @@ def _do(job: Job, place: Place, rng: Any, overhead_s: float) -> Iterator[Timed]:
         case OperatorJob(operator=operator, case=case, points=points):
             for point in points:
                 yield Timed(point=point, timing=_time_operator(operator, case, point, place, rng, overhead_s))
-        case ModelJob(path=path, feeds=feeds, batches=batches, effort=effort):
-            session = open_session(path, place.device, place.cpu_cores)
+        case ModelJob(path=path, feeds=feeds, batches=batches, effort=effort, inter_op_threads=threads):
+            session = open_session(path, place.device, place.cpu_cores, inter_op_threads=threads)
             names = [one.name for one in session.get_outputs()]
             for batch in batches:
                 feed = {name: one.array(batch, rng) for name, one in feeds.items()}

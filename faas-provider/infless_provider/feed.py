@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -193,7 +193,9 @@ class Feed:
             if instance is None or function is None or known is None or instance.function != function.key:
                 continue
             if instance.digest == function.stored.digest == known.version[0]:
-                found.append(one)
+                # A function may set its own share of a GPU; the profile knows the one that we gave.
+                given = replace(one.series, gpu_percent=instance.configuration.gpu_percent)
+                found.append(replace(one, series=given))
         return found
 
     # sources ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
-from provider_process import ProviderProcess, free_port, wait_until
+from provider_process import ROOT, ProviderProcess, free_port, wait_until
 
 pytestmark = pytest.mark.integration
 PROMETHEUS = shutil.which("prometheus")
@@ -181,3 +181,11 @@ def test_heals_by_prometheus(timed: ProviderProcess) -> None:
         assert up["prometheus"] == 1
         known = requests.get(f"{url}/api/v1/query", {"query": "infless_batch_exec_seconds_count"}, timeout=10).json()
         assert {one["metric"]["function_name"] for one in known["data"]["result"]} == {"sleepy.openfaas-fn"}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian package prometheus)")
+@pytest.mark.parametrize("told", [("check", "config", "prometheus.yml"), ("test", "rules", "rules.test.yml")])
+def test_what_monitoring_offers_is_sound(told: tuple[str, ...]) -> None:
+    """Prometheus takes the configuration, and the alerts come when they should."""
+    done = subprocess.run(["promtool", *told], cwd=ROOT / "monitoring", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -222,6 +223,19 @@ def test_only_instances_of_ours_count(world: World) -> None:
             await bench.turn()
         assert bench.feed.observed.levels(KEY) == {}
         assert bench.sources["instances"].asked[-1] == [bench.instance.id]
+
+    check(world, scenario)
+
+
+def test_a_share_of_a_gpu_that_is_the_functions_own(world: World) -> None:
+    """It is a part of what was timed, and no configuration of ours."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.count([0.12] * 20)
+        (one,) = bench.sources["instances"].answer
+        bench.sources["instances"].answer = [replace(one, series=replace(one.series, gpu_percent=50))]
+        await bench.turn()
+        assert list(bench.feed.observed.levels(KEY)) == [B8]
 
     check(world, scenario)
 

@@ -3,7 +3,8 @@
 The paper adds along a chain and takes the longest of parallel branches. ONNX Runtime runs a graph's operators one after
 the other unless it is told otherwise (`ORT_SEQUENTIAL`, which instances use): then branches add as well, and cores help
 only within an operator. With `ORT_PARALLEL`, `inter_op_threads` threads take whatever operator is ready; what handing
-operators over costs (on some machines more than it gains) is left to the correction, learned for each number of threads.
+operators over costs (on some machines more than it gains) is left to the correction: it is learned for each number of
+threads.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Timing:
     @property
     def doubt(self) -> float:
         """Standard deviation of the logarithm of `exec_s`: what a single look may be off by, and several."""
-        return _DOUBTS[min(self.looks, len(_DOUBTS)) - 1]
+        return min(DOUBT_MAX, max(DOUBT_MIN, self.spread)) / self.looks
 
     def and_again(self, other: Timing) -> Timing:
         """Two looks at the same thing: the lower one saw the quieter machine."""
@@ -35,8 +35,8 @@ class Timing:
         return replace(better, samples=self.samples + other.samples, looks=self.looks + other.looks)
 
 
-_DOUBTS = (0.1, 0.04, 0.02, 0.01)
-"""Seen on a shared machine: one look in ten is off by more than 10 %, of two looks hardly ever both."""
+DOUBT_MIN, DOUBT_MAX = 0.04, 0.12
+"""Of a single look: runs that agree may all have met the same disturbance; runs that do not still show their lowest."""
 
 
 def timing_of(samples_s: Sequence[float], copies: int = 1, overhead_s: float = 0.0) -> Timing:
@@ -67,7 +67,12 @@ class Effort:
         """Whether to stop after so many runs that took so long."""
         return runs >= self.runs_max or (runs >= self.runs_min and taken_s >= self.least_s)
 
+    def given_up(self, runs: int, taken_s: float) -> bool:
+        """Whether no undisturbed run is waited for any longer: on a busy machine a long one may never come."""
+        return runs >= self.runs_max or (runs >= self.runs_min and taken_s >= max(_PATIENCE_S, self.least_s))
 
+
+_PATIENCE_S = 0.05
 OPERATOR = Effort(warm_ups=1, runs_min=3, runs_max=60, least_s=0.003)
 """Errors of single operators even out in the sum of a model, so a few runs of each are enough."""
 COLD_OPERATOR = Effort(warm_ups=1, runs_min=4, runs_max=8, least_s=0.0)

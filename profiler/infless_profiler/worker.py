@@ -183,7 +183,7 @@ def _time_watched(run: Callable[[], Any], effort: Effort, before: Callable[[], N
         run()
     runs: list[tuple[float, bool]] = []
     taken_s = 0.0
-    while not effort.enough(sum(alone for _, alone in runs), taken_s) and len(runs) < effort.runs_max:
+    while not effort.enough(sum(alone for _, alone in runs), taken_s) and not effort.given_up(len(runs), taken_s):
         before()
         switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         started_s = time.perf_counter()

@@ -15,7 +15,7 @@ from infless_profiler.observe import MARGIN_MIN, Observed
 from infless_profiler.readings import Counted, Series
 
 CONFIGURATION = Configuration(batch=8, cpu_cores=1)
-EXECUTIONS = st.floats(0.0002, 30.0)
+EXECUTIONS = st.floats(0.00002, 30.0)  # also below the first bound, and above the last
 WINDOWS = st.lists(st.lists(EXECUTIONS, min_size=1, max_size=30), min_size=1, max_size=12)
 GRID = (prior(1, 0.004), prior(4, 0.008), prior(8, 0.012), prior(8, 0.007, cores=2))
 

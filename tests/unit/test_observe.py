@@ -108,6 +108,19 @@ def test_a_stall_moves_nothing() -> None:
     assert life.drifts == []
 
 
+def test_a_stall_in_the_only_window_is_not_its_mean() -> None:
+    """It counts as the slowest tenth of the others does, to the next bound."""
+    assert Life().read(Batches().ran([0.012] * 19 + [5.0])).level_s() == pytest.approx(0.015)
+
+
+def test_a_busy_moment_does_not_outvote_the_minutes_around_it() -> None:
+    """A hundred batches of a window count."""
+    batches, life = Batches(), Life()
+    for count in (100, 5000, 100):
+        life.read(batches.ran([0.0128 if count > 100 else 0.012] * count))
+    assert life.level_s() == pytest.approx(0.012)
+
+
 def test_a_changed_regime_is_followed_and_told() -> None:
     """Within three readings, although an hour of the old one was seen."""
     rng, batches, life = random.Random(3), Batches(), Life()
@@ -170,6 +183,7 @@ def test_one_configuration_that_is_wrong_alone_is_told() -> None:
     for _ in range(4):
         life.read(one.ran([0.004] * 20), eight.ran([0.036] * 20))
     assert [(drift.configuration, drift.factor) for drift in life.drifts] == [(B8, pytest.approx(3.0))]
+    assert len(life.seen.regimes["f", Configuration(batch=1, cpu_cores=1)]) == 12
 
 
 def test_configurations_that_did_not_run_borrow() -> None:
@@ -206,6 +220,14 @@ def test_a_counter_that_fell_begins_anew() -> None:
     assert life.read(batches.ran([0.024] * 40)).seen.regimes["f", B8][-1].batches == 40
     batches.restarted()
     assert life.read(batches.ran([0.004] * 60)).seen.regimes["f", B8][-1].batches == 60
+
+
+def test_a_counter_that_fell_within_its_first_bucket() -> None:
+    """Every bucket fell by as much, so only their values say it."""
+    batches, life = Batches(), Life()
+    life.read(batches.ran([0.00005] * 50))
+    batches.restarted()
+    assert life.read(batches.ran([0.00005] * 10)).seen.regimes["f", B8][-1].batches == 10
 
 
 def damage(counted: Counted, how: str) -> Counted:
@@ -310,8 +332,8 @@ def test_a_damaged_level_is_not_believed(level: Level) -> None:
 def test_a_function_can_be_forgotten() -> None:
     """An update: the other functions stay."""
     life = Life().read(Batches().ran([0.1] * 50), Batches(function="g", instance="j").ran([0.1] * 50))
-    seen = life.seen.without("f")
-    assert (seen.correct("f"), seen.levels("f")) == ((), {})
+    seen = replace(life.seen, drifted=frozenset("fg")).without("f")
+    assert (seen.correct("f"), seen.levels("f"), seen.drifted) == ((), {}, {"g"})
     assert seen.levels("g")[B8].batches == 50
 
 

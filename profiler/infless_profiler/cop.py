@@ -74,14 +74,13 @@ class Profiler(AbstractContextManager["Profiler"]):
         for worker in self._workers.values():
             worker.close()
 
-    def profile(self, file: ModelFile, grid: Grid, sure: float = SURE, correction: Correction | None = None) -> Profile:
+    def profile(self, file: ModelFile, grid: Grid, sure: float = SURE) -> Profile:
         """Profile a model for every configuration of a grid, and keep the result.
 
         Args:
             file: the model.
             grid: configurations.
             sure: the spread of the composed time below which no more operators are measured.
-            correction: in place of the one learned from models that were measured whole on this device.
 
         Raises:
             InvalidInput: the runtime refuses the model, or it does not fit into memory.
@@ -97,11 +96,11 @@ class Profiler(AbstractContextManager["Profiler"]):
             raise InvalidInput(f"--batches: {file.name} was exported for batches of {batch_max} only")
         check_memory(extraction.graph, max(point.batch for point in points), psutil.virtual_memory().available)
         try:
-            profile = self._profile(extraction, points, grid.inter_op_threads, sure, correction)
+            profile = self._profile(extraction, points, grid.inter_op_threads, sure)
         except _NotAlone as reason:
             self._progress(f"{file.name}: {reason}; measuring it as a whole")
             extraction = without(extraction, file, str(reason))
-            profile = self._profile(extraction, points, grid.inter_op_threads, sure, correction)
+            profile = self._profile(extraction, points, grid.inter_op_threads, sure)
         warnings = profile.warnings
         left_out = sorted({*grid.batches} - {point.batch for point in points})
         if left_out:
@@ -117,15 +116,21 @@ class Profiler(AbstractContextManager["Profiler"]):
         feeds, _ = input_feeds(file)
         found: dict[Point, Timed] = {}
         places = _by_place([one.point for one in profile.predictions])
-        left = Countdown([2.0 * one.expected_s * WHOLE.runs_min for one in profile.predictions])
+        left = Countdown([max(WHOLE.least_s, one.expected_s * WHOLE.runs_min) for one in profile.predictions])
+
+        def measured(timed: Timed) -> None:
+            left.done()
+            self._progress(f"{file.name}: whole model measured at {text_of(timed.point)}{left.words()}")
+
         for (cores, gpu), points in places.items():
-            for point in points:
-                self._progress(f"{file.name}: whole model at {text_of(point)}{left.words()}")
-                job = ModelJob(
-                    path=file.path, feeds=feeds, batches=(point.batch,), inter_op_threads=profile.inter_op_threads
-                )
-                found[point] = self._worker(cores, gpu).do(job)[0]
-                left.done()
+            self._progress(f"{file.name}: whole model at {text_of(points[0])}{left.words()}")
+            job = ModelJob(
+                path=file.path,
+                feeds=feeds,
+                batches=tuple(point.batch for point in points),
+                inter_op_threads=profile.inter_op_threads,
+            )
+            found |= {one.point: one for one in self._worker(cores, gpu).do(job, measured)}
         predictions = tuple(_verified(one, found[one.point]) for one in profile.predictions)
         profile = replace(
             profile, predictions=predictions, whole_s=time.perf_counter() - begun_s, whole_was_measured=True
@@ -136,8 +141,8 @@ class Profiler(AbstractContextManager["Profiler"]):
     # measuring -------------------------------------------------------------------------------------------------------
 
     def _profile(
-        self, extraction: Extraction, points: Sequence[Point], threads: int, sure: float, correction: Correction | None
-    ) -> Profile:
+        self, extraction: Extraction, points: Sequence[Point], threads: int, sure: float
+    ) -> Profile:  # fmt: skip
         graph = extraction.graph
         if threads > 1:  # other times than those of the same model in sequence
             graph = replace(graph, digest=f"{graph.digest}-{threads}")
@@ -155,8 +160,7 @@ class Profiler(AbstractContextManager["Profiler"]):
             rows = [row for row in rows if (row.operator.signature, row.point) not in keys] + found
             new_points |= keys
         known = self._known(graph, parts, rows)
-        if correction is None:
-            correction = learn(self._tables.whole_times(graph.digest, threads))
+        correction = learn(self._tables.whole_times(graph.digest, threads))
         predictions = tuple(self._predict(graph, point, parts[point], known, correction, threads) for point in points)
         return Profile(
             graph=graph,

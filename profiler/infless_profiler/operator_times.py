@@ -35,8 +35,8 @@ class Worker(AbstractContextManager["Worker"]):
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
-    def do(self, job: Job) -> list[Timed]:
-        """Do one job.
+    def do(self, job: Job, told: Callable[[Timed], None] = lambda _: None) -> list[Timed]:
+        """Do one job; `told` hears of each answer as it comes.
 
         Raises:
             BackendError: it failed, or the process ended or went silent (a new one is started for the next job).
@@ -48,6 +48,7 @@ class Worker(AbstractContextManager["Worker"]):
                 if isinstance(answer, Failed):
                     raise BackendError(answer.words)
                 answers.append(answer)
+                told(answer)
         except (EOFError, OSError) as error:
             code = self._ended()
             words = "ran out of memory or was killed" if code == -9 else f"ended with exit code {code}"

@@ -218,14 +218,14 @@ def multiply_adds(operator: Operator, batch: int) -> float:
     if kind == "Gemm" or "MatMul" in kind:
         return written * _inner_length(operator, batch)
     if "Attention" in kind and len(inputs) > 1:
-        return read * inputs[1].shape(batch)[-1]
+        return read * (1, *inputs[1].shape(batch))[-1]
     if any(word in kind for word in ("Pool", "Reduce", "ArgMax", "Softmax", "Normalization")):
         return max(read, written * _scale(operator.attributes.get("kernel_shape")))
     return max(written, read) if kind != "Gather" else written
 
 
 def _inner_length(operator: Operator, batch: int) -> int:
-    left = operator.inputs[0]
+    left = operator.inputs[0] if operator.inputs else None
     if left is None or not left.dims:
         return 1
     transposed = operator.attributes.get("transA", 0) and len(left.dims) >= 2

@@ -37,10 +37,11 @@ class TestTiming:
         assert again == Timing(exec_s=1.0, spread=0.1, samples=12, looks=2)
 
     def test_doubt_falls_with_every_look_and_never_to_nothing(self) -> None:
-        """Four looks are as many as help."""
+        """And runs that disagree leave no less of it than runs that agree."""
         doubts = [replace(ONE, looks=looks).doubt for looks in (1, 2, 3, 4, 5, 100)]
         assert doubts == sorted(doubts, reverse=True)
-        assert doubts[0] > doubts[3] == doubts[5] > 0
+        assert doubts[0] > doubts[1] > doubts[2] > doubts[5] > 0
+        assert replace(ONE, spread=2.0).doubt >= ONE.doubt >= replace(ONE, spread=0.0).doubt > 0
 
 
 class TestEffort:

@@ -67,7 +67,7 @@ def read_samples(path: Path) -> dict[str, np.ndarray]:
         InvalidInput: it is no such file.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidInput(f"--sample: {path} is not an .npz file of numpy arrays: {error}") from error

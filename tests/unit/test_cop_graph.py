@@ -172,7 +172,7 @@ def test_a_shape_that_does_not_grow_evenly_makes_one_piece(taken_apart: Any) -> 
     file, found = taken_apart(made(nodes, ["n", 4]))
     assert [one.type for one in found.graph.operators.values()] == [MODEL]
     assert found.graph.notes == (
-        "measured as a whole: the shape of its value 'f' does not grow evenly with the batch",
+        "measured as a whole: the shape of its value 'y' does not grow evenly with the batch",
     )  # fmt: skip
     assert found.graph.parameter_bytes == file.size_bytes
     run_alone(found, 5)

@@ -103,13 +103,15 @@ def profile_model(  # noqa: PLR0913, PLR0917 - one for each option
         inter_op_threads=threads,
     )
     progress, done = _progress()
-    with TemporaryDirectory(prefix="infless-export-") as folder, exported(model, Path(folder)) as path:
-        file = read_model(path, parse_shapes(shapes), read_samples(sample) if sample else None, name)
-        with Profiler(tables, progress=progress) as profiler:
-            profile = profiler.profile(file, grid)
-            if verify:
-                profile = profiler.verify(file, profile)
-    done()
+    try:
+        with TemporaryDirectory(prefix="infless-export-") as folder, exported(model, Path(folder)) as path:
+            file = read_model(path, parse_shapes(shapes), read_samples(sample) if sample else None, name)
+            with Profiler(tables, progress=progress) as profiler:
+                profile = profiler.profile(file, grid)
+                if verify:
+                    profile = profiler.verify(file, profile)
+    finally:
+        done()
     told = profile_text.to_json(profile)
     click.echo(json.dumps(told, indent=1) if as_json else profile_text.of_profile(told))
     if verify:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from benchmarks.models import lstm, mlp
 from onnx import TensorProto, helper, numpy_helper
@@ -19,6 +18,7 @@ from infless_profiler.model_file import ModelFile, read_model
 from infless_profiler.operators import Operator
 from infless_profiler.sessions import open_session, this_device
 
+onnxruntime = pytest.importorskip("onnxruntime")
 DEVICE = this_device()
 RNG = np.random.default_rng(0)
 

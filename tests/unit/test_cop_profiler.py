@@ -24,6 +24,7 @@ from infless_profiler.tables import Tables
 from infless_profiler.timing import Timing, timing_of
 from infless_profiler.worker import OperatorJob, Timed
 
+pytest.importorskip("onnxruntime")
 GRID = Grid(batches=(1, 2, 4, 8), cpu_cores=(1, 2))
 SLOWER = 1.7
 """This machine takes so much longer than the rough model says."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Failed:
 
 def serve(pipe: Connection, place: Place) -> None:
     """Answer jobs until the pipe closes: `Timed` for each batch, then None; or `Failed`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who started this process ends it
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-place.cpu_cores :])
     if place.gpu_percent:
         os.environ["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(place.gpu_percent)

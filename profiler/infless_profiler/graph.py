@@ -155,6 +155,8 @@ def _seen(name: str, runs: list[np.ndarray]) -> _Seen:
         raise _Unsuited(f"its value {name!r} changes its number of axes with the batch")
     dims = tuple((2 * a - b, b - a) for a, b in zip(one.shape, two.shape, strict=True))
     tensor = Tensor(dtype=one.dtype.name, dims=dims)
+    if any(per_item < 0 for _, per_item in dims):  # less than nothing for a larger one
+        raise _Unsuited(f"its value {name!r} shrinks with the batch")
     if any(length < 0 for length in tensor.shape(1)) or tensor.shape(3) != three.shape:
         raise _Unsuited(f"the shape of its value {name!r} does not grow evenly with the batch")
     if one.dtype.kind == "f":

@@ -163,6 +163,8 @@ def input_feeds(file: ModelFile) -> tuple[dict[str, Feed], int | None]:
         if not one.type.tensor_type.elem_type:
             raise InvalidInput(f"{file.name}: input {one.name} is no tensor; profile the function that uses it instead")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type)
+        if dtype.kind == "O":
+            raise InvalidInput(f"{file.name}: input {one.name} holds texts; profile the function that uses it instead")
         tensor = Tensor(dtype=dtype.name, dims=tuple(_dims(file, one, batch_name)))
         _check_size(file, one.name, tensor)
         try:

@@ -178,6 +178,18 @@ def test_a_shape_that_does_not_grow_evenly_makes_one_piece(taken_apart: Any) -> 
     run_alone(found, 5)
 
 
+def test_a_value_that_shrinks_with_the_batch_makes_one_piece(taken_apart: Any) -> None:
+    """Four rows less the batch: for eight items it would be less than nothing."""
+    nodes = [
+        node("Shape", "x", "shape"), node("Gather", "shape zero", "b"), node("Slice", "rows b four", "rest"),
+        node("ReduceSum", "rest", "sum", keepdims=0), node("Add", "x sum"),
+    ]  # fmt: skip
+    weights = {"zero": np.array([0]), "four": np.array([4]), "rows": np.ones((4, 3), np.float32)}
+    _, found = taken_apart(made(nodes, ["n", 4], weights))
+    assert found.graph.notes == ("measured as a whole: its value 'rest' shrinks with the batch",)
+    run_alone(found, 8)
+
+
 def test_a_value_that_is_no_tensor_makes_one_piece(taken_apart: Any) -> None:
     """A sequence has no shape."""
     nodes = [node("SequenceConstruct", "x x", "s"), node("ConcatFromSequence", "s", axis=1)]

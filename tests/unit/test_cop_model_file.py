@@ -253,6 +253,12 @@ class TestInputs:
         with pytest.raises(InvalidInput, match="--sample: input ids of net is int64: invalid literal"):
             input_feeds(read_model(path, samples={"ids": np.array([["a", "b"]])}))
 
+    def test_an_input_of_texts(self, path: Path) -> None:
+        """Nobody knows which."""
+        save(path, ("words", TensorProto.STRING, ["n", 2]))
+        with pytest.raises(InvalidInput, match="input words holds texts; profile the function that uses it instead"):
+            input_feeds(read_model(path))
+
     def test_an_input_that_is_no_tensor(self, path: Path) -> None:
         """A sequence cannot be drawn."""
         info = helper.make_tensor_sequence_value_info("x", self.FLOAT, None)

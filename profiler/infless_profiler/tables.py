@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +167,13 @@ class Tables:
                 "INSERT OR REPLACE INTO model VALUES (?, ?, ?, ?, ?)",
                 (device, model.digest, model.name, model.profiled_at_s, json.dumps(model.about)),
             )
-            kept = {**old, **{one.point: one for one in model.times}}
+            kept = {**old, **{one.point: _and_whole(one, old.get(one.point)) for one in model.times}}
             db.executemany(
                 "INSERT OR REPLACE INTO model_time VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (device, model.digest, *_key(one.point), one.composed_s, json.dumps(one.features),
-                     json.dumps(executions_s) if executions_s else None, one.memory_bytes)
+                     json.dumps(one.executions_s) if one.executions_s else None, one.memory_bytes)
                     for one in kept.values()
-                    for executions_s in [one.executions_s or (old[one.point].executions_s if one.point in old else ())]
                 ],
             )  # fmt: skip
 
@@ -196,6 +195,13 @@ class Tables:
         db.execute("INSERT OR IGNORE INTO device VALUES (NULL, ?, ?, ?, ?)", (*key, json.dumps(self._machine)))
         row = db.execute("SELECT id FROM device WHERE kind = ? AND name = ? AND runtime = ?", key).fetchone()
         return int(row[0])
+
+
+def _and_whole(new: ModelTime, old: ModelTime | None) -> ModelTime:
+    """What was measured of the whole model before, where it was not measured again."""
+    if old is None or not old.executions_s or new.executions_s:
+        return new
+    return replace(new, executions_s=old.executions_s, memory_bytes=old.memory_bytes)
 
 
 COLUMNS = {

@@ -135,11 +135,11 @@ class TestModels:
     def test_profiling_again_keeps_what_was_measured_whole(self, tables: Tables) -> None:
         """A profile without --verify forgets no measurement, and other configurations stay."""
         tables.save_model(model(whole=[0.1, 0.3]))
-        once_more = model(at_s=11.0, times=(replace(model().times[0], composed_s=0.4),))
+        once_more = model(at_s=11.0, times=(replace(model().times[0], composed_s=0.4, memory_bytes=99),))
         tables.save_model(once_more)
         found = tables.model("m")
         assert [one.composed_s for one in found.times] == [0.4, 0.2]
-        assert found.times[0].executions_s == (0.1, 0.3)
+        assert (found.times[0].executions_s, found.times[0].memory_bytes) == ((0.1, 0.3), 7)
         tables.save_model(model(whole=[0.5]))
         assert tables.model("m").times[0].executions_s == (0.5,)
 

@@ -95,6 +95,7 @@ class TestWhichCommand:
             (("net.pt2", "--verify"), ["model", "net.pt2", "--verify"]),
             (("folder/net",), ["model", "folder/net"]),
             (("--batches", "1,2", "net.onnx"), ["model", "--batches", "1,2", "net.onnx"]),
+            (("--verify", "NET.ONNX"), ["model", "--verify", "NET.ONNX"]),
             (("list", "--json"), ["list", "--json"]),
             (("model", "list"), ["model", "list"]),
             (("--help",), ["--help"]),

@@ -232,8 +232,8 @@ def _example(axes: Any) -> str:
 
 
 def _check_size(file: ModelFile, name: str, tensor: Tensor) -> None:
-    """Up to three items are drawn to learn the shapes, as `float64` first."""
-    needed, available = 8 * tensor.elements(3) + tensor.size_bytes(3), psutil.virtual_memory().available
+    """Up to three items are made to learn the shapes, and copied once."""
+    needed, available = 2 * tensor.size_bytes(3), psutil.virtual_memory().available
     if needed > available:
         raise InvalidInput(
             f"{file.name}: input {name} needs {format_bytes(needed)} of memory for three items, and"

@@ -7,18 +7,18 @@ without anybody noticing. So what is measured next is what the sum is least sure
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from infless_profiler.compose import needed_points
 from infless_profiler.estimate import Estimate
 from infless_profiler.operators import ModelGraph, Point, state
 
-SURE = 0.03
-"""A standard deviation of the composed time of 3 %: what two measurements of a whole model differ by."""
+SURE = 0.04
+"""A standard deviation of the composed time of 4 %, about what two measurements of a whole model differ by. The next
+percent would cost as much again."""
 ALIKE = 0.3
 """Correlation of errors within a family: what an estimate is wrong by, its like are wrong by as well, in part."""
-_ABOUT_AS_MUCH = 0.7
 
 
 class Part(NamedTuple):
@@ -67,52 +67,62 @@ def composed(parts: Sequence[Part], known: Known) -> tuple[float, float]:
     return total_s, math.sqrt(sum(_Doubt(parts, known, total_s).by_family.values()))
 
 
-def worth_measuring(parts: Parts, known: Known, sure: float = SURE) -> dict[str, Point]:
-    """The next point to measure for each operator that matters; empty when every configuration is sure enough.
+def worth_measuring(parts: Parts, known: Known, sure: float = SURE) -> list[tuple[str, Point]]:
+    """What to measure next: operators and points; empty when every configuration is sure enough.
 
     Args:
         parts: terms of the model's time in each configuration.
         known: what is known of them.
         sure: the spread of the sum that is wanted in every configuration.
     """
-    doubts = {
-        point: _Doubt(terms, known, sum(part.calls * known[part.signature, part.point].exec_s for part in terms))
-        for point, terms in parts.items()
-    }
-    heaviest: dict[str, float] = {}
-    for doubt in doubts.values():
-        for signature, by_point in doubt.weights.items():
-            heaviest[signature] = max(*by_point.values(), heaviest.get(signature, 0.0))
-    chosen: dict[str, Point] = {}
-    for signature in sorted(heaviest, key=lambda one: (-heaviest[one], one)):
-        unsure = [doubt for doubt in doubts.values() if doubt.variance > sure**2]
+    doubts = [
+        _Doubt(terms, known, sum(part.calls * known[part.signature, part.point].exec_s for part in terms))
+        for terms in parts.values()
+    ]
+    weights: dict[tuple[str, Point], float] = {}
+    for doubt in doubts:
+        for key, weight in doubt.weights.items():
+            if doubt.variance > sure**2:
+                weights[key] = max(weight, weights.get(key, 0.0))
+    chosen: list[tuple[str, Point]] = []
+    settled: set[tuple[str, Point]] = set()
+    # The heaviest first; of those that weigh about as much, the one that takes least.
+    for key in sorted(weights, key=lambda key: (-round(2 * math.log2(weights[key] + 1e-9)), known[key].exec_s, key)):
+        unsure = [doubt for doubt in doubts if doubt.variance > sure**2]
         if not unsure:
             break
-        matters = {
-            place: weight for doubt in unsure for place, weight in doubt.weights.get(signature, {}).items() if weight
-        }
-        if not matters:
+        if key in settled or not any(key in doubt.weights for doubt in unsure):
             continue
-        most = max(matters.values())
-        near_most = [place for place, weight in matters.items() if weight >= _ABOUT_AS_MUCH * most]
-        # Of points that say about as much, the one that takes least.
-        chosen[signature] = min(near_most, key=lambda place: (known[signature, place].exec_s, place))
-        for doubt in doubts.values():
-            doubt.settle(signature)
+        chosen.append(key)
+        near = {other for other in weights if _tells_of(key, other)}
+        settled |= near
+        for doubt in doubts:
+            doubt.settle(near)
     return chosen
 
 
+def _tells_of(one: tuple[str, Point], other: tuple[str, Point]) -> bool:
+    """Whether measuring one leaves little to learn about the other: the same operator at up to twice the batch."""
+    (signature, point), (its_signature, its_point) = one, other
+    return (
+        signature == its_signature
+        and point._replace(batch=its_point.batch) == its_point
+        and point.batch <= 2 * its_point.batch
+        and its_point.batch <= 2 * point.batch
+    )
+
+
 class _Doubt:
-    """What each operator adds to the spread of one configuration's sum, and what is left as they are settled."""
+    """What each term adds to the spread of one configuration's sum, and what is left as terms are settled."""
 
     def __init__(self, parts: Sequence[Part], known: Known, total_s: float) -> None:
-        self.weights: dict[str, dict[Point, float]] = {}
+        self.weights: dict[tuple[str, Point], float] = {}
         self._family: dict[str, str] = {}
         self._sums: dict[str, list[float]] = {}
         for part in parts:
             one = known[part.signature, part.point]
             weight = one.spread * part.calls * one.exec_s / total_s
-            self.weights.setdefault(part.signature, {})[part.point] = weight
+            self.weights[part.signature, part.point] = weight
             self._family[part.signature] = part.family
             sums = self._sums.setdefault(part.family, [0.0, 0.0])
             sums[0] += weight
@@ -131,9 +141,10 @@ class _Doubt:
         """Of the whole sum."""
         return sum(self.by_family.values())
 
-    def settle(self, signature: str) -> None:
-        """Count an operator as measured."""
-        for weight in self.weights.get(signature, {}).values():
-            sums = self._sums[self._family[signature]]
+    def settle(self, keys: Iterable[tuple[str, Point]]) -> None:
+        """Count terms as known."""
+        for key in keys:
+            weight = self.weights.pop(key, 0.0)
+            sums = self._sums[self._family[key[0]]]
             sums[0] -= weight
             sums[1] -= weight**2

@@ -6,7 +6,7 @@ The steps that decide (`choose`, `estimate`, `compose`, `correction`) are pure; 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
@@ -30,8 +30,8 @@ from infless_profiler.tables import Tables
 from infless_profiler.timing import OPERATOR, WHOLE
 from infless_profiler.worker import ModelJob, OperatorJob, Place, Timed
 
-ROUNDS_MAX = 40
-"""Each round measures at most one more point of an operator; what is unsure after so many stays an estimate."""
+ROUNDS_MAX = 20
+"""What is unsure after so many rounds of measuring and thinking again stays an estimate."""
 FAR_SHARE = 0.05
 """An extrapolated share of the time that deserves a warning."""
 _FAR_DOUBLINGS = 1.0
@@ -183,7 +183,7 @@ class Profiler(AbstractContextManager["Profiler"]):
     def _measure(
         self,
         extraction: Extraction,
-        chosen: Mapping[str, Point],
+        chosen: Sequence[tuple[str, Point]],
         known: Known,
         rows: Sequence[Measured],
         words: str,
@@ -196,18 +196,17 @@ class Profiler(AbstractContextManager["Profiler"]):
         before = {(row.operator.signature, row.point): row.timing for row in rows}
         found: list[Measured] = []
         saved, saved_s = 0, time.monotonic()
-        left = Countdown([_effort_s(known[signature, point].exec_s) for signature, point in chosen.items()])
+        left = Countdown([_effort_s(known[key].exec_s) for key in chosen])
         try:
-            for (cores, gpu), points in _by_place(chosen.values()).items():
-                for signature in [one for one, point in chosen.items() if point in points]:
-                    self._progress(f"{words}, operator {left.place} of {len(chosen)}{left.words()}")
-                    one = _time_one(self._worker(cores, gpu), extraction, signature, chosen[signature])
-                    old = before.get((signature, one.point))
-                    found.append(one if old is None else replace(one, timing=one.timing.and_again(old)))
-                    left.done()
-                    if time.monotonic() - saved_s > _SAVE_S:
-                        self._tables.save_operators(found[saved:], self._now_s())
-                        saved, saved_s = len(found), time.monotonic()
+            for signature, point in sorted(chosen, key=lambda key: (key[1].place, key)):
+                self._progress(f"{words}, {left.place} of {len(chosen)} operator times{left.words()}")
+                one = _time_one(self._worker(*point.place), extraction, signature, point)
+                old = before.get((signature, point))
+                found.append(one if old is None else replace(one, timing=one.timing.and_again(old)))
+                left.done()
+                if time.monotonic() - saved_s > _SAVE_S:
+                    self._tables.save_operators(found[saved:], self._now_s())
+                    saved, saved_s = len(found), time.monotonic()
         finally:
             self._tables.save_operators(found[saved:], self._now_s())
         return found

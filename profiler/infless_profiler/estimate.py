@@ -46,9 +46,13 @@ _KINK = 0.03
 """The same of what no smooth function explains: kernels that suit one size better than its neighbours."""
 _LENGTHS = np.array([2.4, 2.4, 2.4, 2.4, 1.2, 1.2, 0.6, 1.8])
 """How far apart (in doublings) sizes are to have little in common, for each of `features`."""
-_PLACE_LENGTHS = np.array([2.0, 1.5, 2.0, 1.0])
-"""The same for doublings of the batch, of cores and of the GPU share, and from warm to cold."""
-_NEAREST = 1500
+_MACHINE_LENGTHS = np.array([1.5, 2.0, 1.0])
+"""The same for doublings of cores and of the GPU share, and from warm to cold."""
+START_SHARE_S = 200e-6
+CACHES_BYTES = (1 << 20, 32 << 20)
+_COURSE_LENGTHS = np.array([1.5, 0.4])
+"""The same for `_course`."""
+_NEAREST = 800
 """Measurements that an answer is based on at most: the work grows with the cube."""
 
 
@@ -136,9 +140,8 @@ class _Columns:
         self.sizes = np.array([features(operator, point.batch) for operator, point in pairs], float).reshape(
             len(pairs), len(_LENGTHS)
         )
-        self.place = np.array([_place(state(operator, point)) for operator, point in pairs], float).reshape(
-            len(pairs), 4
-        )
+        self.machine = np.array([_machine(state(operator, point)) for operator, point in pairs], float).reshape(-1, 3)
+        self.course = np.array([_course(operator, point) for operator, point in pairs], float).reshape(-1, 2)
         self.rough = np.array([math.log(rough_s(operator, point)) for operator, point in pairs])
 
 
@@ -147,8 +150,18 @@ def _number(text: str) -> int:
     return hash(text)
 
 
-def _place(point: Point) -> tuple[float, float, float, float]:
-    return math.log2(point.batch), math.log2(point.cpu_cores), math.log2(1 + point.gpu_percent / 10), float(point.cold)
+def _machine(point: Point) -> tuple[float, float, float]:
+    return math.log2(point.cpu_cores), math.log2(1 + point.gpu_percent / 10), float(point.cold)
+
+
+def _course(operator: Operator, point: Point) -> tuple[float, float]:
+    """Along what a single operator changes with the batch: how much of it is a start, and which caches it fills.
+
+    Where a batch takes long and overflows every cache, or none, twice the batch takes twice as long.
+    """
+    moved = moved_bytes(operator, point.batch)
+    filled = sum(moved / (moved + cache) for cache in CACHES_BYTES)
+    return math.log2(1 + START_SHARE_S / rough_s(operator, point)), filled
 
 
 class _Family:
@@ -178,8 +191,8 @@ _VARIANCE = _FAMILY**2 + _VARIANT**2 + _SIZES**2 + _OPERATOR**2 + _OPERATOR_SIZE
 
 def _covariance(left: _Columns, right: _Columns) -> np.ndarray:
     """How much two measurements have in common."""
-    place = np.exp(-0.5 * _squares(left.place, right.place, _PLACE_LENGTHS))
-    machine = np.exp(-0.5 * _squares(left.place[:, 1:], right.place[:, 1:], _PLACE_LENGTHS[1:]))
+    machine = np.exp(-0.5 * _squares(left.machine, right.machine, _MACHINE_LENGTHS))
+    place = machine * np.exp(-0.5 * _squares(left.course, right.course, _COURSE_LENGTHS))
     near = np.exp(-0.5 * _squares(left.sizes, right.sizes, _LENGTHS))
     alike = left.variant[:, None] == right.variant[None, :]
     same = left.signature[:, None] == right.signature[None, :]

@@ -120,10 +120,9 @@ def _watch(
         session = open_session(watched.SerializeToString(), device, 1, optimise=False)
     except ValueError as error:  # the weights of a very large model
         raise _Unsuited(f"its graph cannot be serialised: {error}") from error
-    rng = np.random.default_rng(0)
     runs: list[dict[str, np.ndarray]] = []
     for batch in (1, 2, 3) if batch_max is None else (1,):
-        feed = {name: one.array(batch, rng) for name, one in feeds.items()}
+        feed = {name: one.array(batch) for name, one in feeds.items()}
         asked = [one.name for one in session.get_outputs()]
         try:
             found = dict(zip(asked, session.run(asked, feed), strict=True))

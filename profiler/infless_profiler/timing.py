@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -62,20 +63,27 @@ class Effort:
     runs_max: int
     least_s: float
     """Runs go on until they have taken this long together."""
+    long_s: float = math.inf
+    """What takes longer is run twice and no more, the warm-up included."""
 
     def enough(self, runs: int, taken_s: float) -> bool:
         """Whether to stop after so many runs that took so long."""
+        if runs and taken_s / runs > self.long_s:
+            return runs >= _LONG_RUNS
         return runs >= self.runs_max or (runs >= self.runs_min and taken_s >= self.least_s)
 
     def given_up(self, runs: int, taken_s: float) -> bool:
         """Whether no undisturbed run is waited for any longer: on a busy machine a long one may never come."""
-        return runs >= self.runs_max or (runs >= self.runs_min and taken_s >= max(_PATIENCE_S, self.least_s))
+        return runs >= self.runs_max or (
+            runs >= min(self.runs_min, _LONG_RUNS) and taken_s >= max(_PATIENCE_S, self.least_s)
+        )
 
 
 _PATIENCE_S = 0.05
-OPERATOR = Effort(warm_ups=1, runs_min=3, runs_max=60, least_s=0.003)
+_LONG_RUNS = 2
+OPERATOR = Effort(warm_ups=1, runs_min=3, runs_max=60, least_s=0.003, long_s=0.02)
 """Errors of single operators even out in the sum of a model, so a few runs of each are enough."""
-COLD_OPERATOR = Effort(warm_ups=1, runs_min=4, runs_max=8, least_s=0.0)
+COLD_OPERATOR = Effort(warm_ups=1, runs_min=3, runs_max=6, least_s=0.0, long_s=0.02)
 """Pushing weights out of the caches takes longer than most operators."""
 CALL = Effort(warm_ups=20, runs_min=100, runs_max=400, least_s=0.003)
 """A few microseconds, but in every execution."""

@@ -144,7 +144,9 @@ class _Doubt:
     def settle(self, keys: Iterable[tuple[str, Point]]) -> None:
         """Count terms as known."""
         for key in keys:
-            weight = self.weights.pop(key, 0.0)
+            if key not in self.weights:
+                continue
+            weight = self.weights.pop(key)
             sums = self._sums[self._family[key[0]]]
             sums[0] -= weight
             sums[1] -= weight**2

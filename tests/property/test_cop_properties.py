@@ -260,16 +260,21 @@ class TestChoose:
     def test_what_is_left_is_sure_enough(
         self, model: tuple[dict[Point, list[Part]], dict[tuple[str, Point], Estimate]], sure: float
     ) -> None:
-        """Once all that is chosen is settled; only operators and points of the model are chosen."""
+        """Once all that is chosen is known, and up to twice the batch with it; nothing else is chosen, nor twice."""
         parts, known = model
         chosen = worth_measuring(parts, known, sure)
-        assert all((signature, point) in known for signature, point in chosen.items())
-        settled = {
-            (name, point): replace(one, spread=0.0) if name in chosen else one for (name, point), one in known.items()
+        assert all(key in known for key in chosen)
+        assert len({*chosen}) == len(chosen)
+        told = {
+            (name, near._replace(batch=batch))
+            for name, near in chosen
+            for batch in range(near.batch // 2, 2 * near.batch + 1)
+            if 2 * batch >= near.batch
         }
+        settled = {key: replace(one, spread=0.0) if key in told else one for key, one in known.items()}
         assert all(composed(terms, settled)[1] <= sure * (1 + 1e-6) + 1e-7 for terms in parts.values())
         if all(composed(terms, known)[1] <= sure for terms in parts.values()):
-            assert chosen == {}
+            assert chosen == []
         assert chosen == worth_measuring(parts, known, sure)
 
     @settings(deadline=None)
@@ -279,7 +284,7 @@ class TestChoose:
     ) -> None:
         """A spread of zero everywhere."""
         parts, known = model
-        assert worth_measuring(parts, {key: replace(one, spread=0.0) for key, one in known.items()}, 0.001) == {}
+        assert worth_measuring(parts, {key: replace(one, spread=0.0) for key, one in known.items()}, 0.001) == []
 
     @settings(deadline=None)
     @given(doubtful(), st.floats(0.01, 0.3))
@@ -292,10 +297,7 @@ class TestChoose:
             chosen = worth_measuring(parts, known, sure)
             if not chosen:
                 return
-            known = {
-                (name, point): replace(one, spread=0.0) if chosen.get(name) == point else one
-                for (name, point), one in known.items()
-            }
+            known = {key: replace(one, spread=0.0) if key in chosen else one for key, one in known.items()}
         raise AssertionError("it does not end")
 
 

@@ -86,22 +86,34 @@ class TestChoice:
 
     def test_nothing_when_all_is_sure(self) -> None:
         """Not even a look."""
-        assert worth_measuring({ONE: [part("a")]}, known(a=(1.0, 0.0))) == {}
-        assert worth_measuring({ONE: [part("a")]}, known(a=(1.0, SURE))) == {}
-        assert worth_measuring({}, {}) == {}
+        assert worth_measuring({ONE: [part("a")]}, known(a=(1.0, 0.0))) == []
+        assert worth_measuring({ONE: [part("a")]}, known(a=(1.0, SURE))) == []
+        assert worth_measuring({}, {}) == []
 
     def test_what_hardly_matters_is_never_measured(self) -> None:
         """An operator of a hundredth of the time may be 90 % off."""
         chosen = worth_measuring({ONE: [part("a"), part("b")]}, known(a=(1.0, 0.5), b=(0.01, 0.9)))
-        assert chosen == {"a": ONE}
+        assert chosen == [("a", ONE)]
 
     def test_many_small_ones_matter_together(self) -> None:
-        """Heaviest first, until the rest is sure."""
+        """As many as it takes until the rest is sure, each once."""
         parts = {ONE: [part(f"o{place}", family="f") for place in range(20)]}
         everything = known(**{f"o{place}": (1.0, 0.2 - place * 0.001) for place in range(20)})
         chosen = worth_measuring(parts, everything)
-        assert list(chosen) == [f"o{place}" for place in range(len(chosen))]
-        assert 10 < len(chosen) < 20
+        assert 10 < len({*chosen}) == len(chosen) < 20
+
+    def test_the_heaviest_is_measured_first(self) -> None:
+        """Whatever interrupts it, most is known then."""
+        everything = known(a=(0.25, 0.5), b=(4.0, 0.5), c=(1.0, 0.5))
+        chosen = worth_measuring({ONE: [part("a"), part("b"), part("c")]}, everything, sure=0.001)
+        assert chosen == [("b", ONE), ("c", ONE), ("a", ONE)]
+
+    def test_a_measurement_tells_of_batches_nearby(self) -> None:
+        """Of eight batch sizes every other one or fewer is measured in one round."""
+        points = [Point(2**place, 1) for place in range(8)]
+        everything = {("a", point): Estimate(exec_s=0.01 * point.batch, spread=0.5, measured=False) for point in points}
+        chosen = worth_measuring({point: [part("a", point)] for point in points}, everything)
+        assert 2 < len(chosen) <= 4
 
     def test_a_wish_for_less_certainty_measures_less(self) -> None:
         """`sure` is the spread that is wanted."""
@@ -109,29 +121,29 @@ class TestChoice:
         everything = known(a=(1.0, 0.4), b=(0.5, 0.4))
         assert len(worth_measuring(parts, everything, sure=0.01)) == 2
         assert len(worth_measuring(parts, everything, sure=0.2)) == 1
-        assert worth_measuring(parts, everything, sure=0.5) == {}
+        assert worth_measuring(parts, everything, sure=0.5) == []
 
     def test_of_points_that_say_as_much_the_quickest_is_taken(self) -> None:
         """A batch of 1 is measured in half the time."""
-        assert worth_measuring({ONE: [part("a")], TWO: [part("a", TWO)]}, known(a=(1.0, 0.5))) == {"a": ONE}
+        assert worth_measuring({ONE: [part("a")], TWO: [part("a", TWO)]}, known(a=(1.0, 0.5))) == [("a", ONE)]
 
     def test_a_point_that_says_far_more_is_taken(self) -> None:
         """Where batch 1 is known well, batch 2 is measured."""
         everything = {**known(a=(1.0, 0.5)), ("a", ONE): Estimate(exec_s=1.0, spread=0.1, measured=True)}
-        assert worth_measuring({ONE: [part("a")], TWO: [part("a", TWO)]}, everything) == {"a": TWO}
+        assert worth_measuring({ONE: [part("a")], TWO: [part("a", TWO)]}, everything) == [("a", TWO)]
 
     def test_only_configurations_that_are_unsure_count(self) -> None:
         """An operator whose configuration is sure already is left alone."""
         parts = {ONE: [part("a"), part("x", calls=100)], TWO: [part("b", TWO)]}
         everything = {**known(a=(1.0, 0.9), x=(1.0, 0.0), b=(0.1, 0.5))}
-        assert worth_measuring(parts, everything) == {"b": TWO}
+        assert worth_measuring(parts, everything) == [("b", TWO)]
 
     def test_shares_of_a_gpu_are_points_like_others(self) -> None:
-        """Each share that is unsure is asked for; one at a time for each operator."""
+        """Each share that is unsure is asked for, the quickest first."""
         shares = [Point(8, 1, share) for share in (10, 50, 100)]
         everything = {
             ("a", point): Estimate(exec_s=1e-4 + 1e-2 / point.gpu_percent, spread=0.5, measured=False)
             for point in shares
         }
         chosen = worth_measuring({point: [part("a", point)] for point in shares}, everything)
-        assert chosen == {"a": shares[-1]}
+        assert chosen == [("a", share) for share in reversed(shares)]

@@ -22,6 +22,7 @@ _STATE = click.option(
     "--state-dir", type=click.Path(path_type=Path), envvar="INFLESS_STATE", help="Default ~/.infless."
 )  # fmt: skip
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_GPU = click.option("--gpu", is_flag=True, help="Profiles of the GPU, not of the processor.")
 _MODEL_FILES = (".onnx", ".pt2")
 
 
@@ -94,6 +95,8 @@ def profile_model(  # noqa: PLR0913, PLR0917 - one for each option
     from infless_profiler.model_file import exported, parse_shapes, read_model, read_samples
     from infless_profiler.prediction import Grid
 
+    if picture is not None and not verify:
+        raise InvalidInput("--picture draws what --verify measures; add --verify")
     tables = _tables(state_dir, gpu=gpu_percents is not None)
     machine = len(usable_cores(0))
     grid = Grid(
@@ -160,11 +163,12 @@ def profile_functions(
 
 
 @profile_command.command("list")
+@_GPU
 @_STATE
 @_JSON
-def list_models(state_dir: Path | None, as_json: bool) -> None:
+def list_models(gpu: bool, state_dir: Path | None, as_json: bool) -> None:
     """Models that were profiled on this machine, and what the tables hold."""
-    tables = _tables(state_dir)
+    tables = _tables(state_dir, gpu=gpu)
     models = tables.models()
     rows = tables.operators()
     told = {
@@ -180,11 +184,12 @@ def list_models(state_dir: Path | None, as_json: bool) -> None:
 
 @profile_command.command("show")
 @click.argument("name")
+@_GPU
 @_STATE
 @_JSON
-def show_model(name: str, state_dir: Path | None, as_json: bool) -> None:
+def show_model(name: str, gpu: bool, state_dir: Path | None, as_json: bool) -> None:
     """What is known of a profiled model, by name or digest, with the newest correction."""
-    tables = _tables(state_dir)
+    tables = _tables(state_dir, gpu=gpu)
     told = profile_text.settled_json(tables.model(name), tables)
     click.echo(json.dumps(told, indent=1) if as_json else profile_text.of_profile(told))
 
@@ -218,7 +223,7 @@ def import_database(source: Path, state_dir: Path | None) -> None:
 @_STATE
 def prune_database(older_than: str | None, other_devices: bool, name: str | None, state_dir: Path | None) -> None:
     """Forget what is no longer wanted."""
-    from infless_profiler.sessions import this_device
+    from infless_profiler.sessions import these_devices
     from infless_profiler.tables import prune
 
     if older_than is None and not other_devices and name is None:
@@ -226,7 +231,7 @@ def prune_database(older_than: str | None, other_devices: bool, name: str | None
     gone = prune(
         _database(state_dir),
         measured_before_s=None if older_than is None else time.time() - parse_duration_s(older_than, "--older-than"),
-        but_device=this_device() if other_devices else None,
+        devices=these_devices() if other_devices else (),
         model=name,
     )
     click.echo(f"forgotten: {gone['operator_time']} operator times, {gone['model']} models", err=True)
@@ -238,16 +243,17 @@ def prune_database(older_than: str | None, other_devices: bool, name: str | None
 @click.option("--cpu-cores", default=0, type=click.IntRange(0), help="Cores of each (default this machine's).")
 @click.option("--memory", default="", help="Memory of each, such as 64Gi (default this machine's).")
 @click.option("--percentile", type=click.FloatRange(50, 99.99), help="Share of requests that must meet the target.")
+@_GPU
 @_STATE
 def write_problem(
-    functions: tuple[str, ...], servers: int, cpu_cores: int, memory: str, percentile: float | None,
+    functions: tuple[str, ...], servers: int, cpu_cores: int, memory: str, percentile: float | None, gpu: bool,
     state_dir: Path | None,
 ) -> None:  # fmt: skip
     """Print a problem for `infless plan --problem`, from profiled models: resnet-50=120@200ms is 120 requests/s."""
     from infless_provider.profile_problem import problem_of
     from infless_scheduler.problem_file import problem_to_json
 
-    problem = problem_of(_tables(state_dir), functions, servers, cpu_cores, memory, percentile)
+    problem = problem_of(_tables(state_dir, gpu=gpu), functions, servers, cpu_cores, memory, percentile)
     click.echo(json.dumps(problem_to_json(problem), indent=1))
 
 

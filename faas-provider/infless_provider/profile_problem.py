@@ -75,7 +75,7 @@ def problem_of(
 
 def profile_points(model: ProfiledModel, tables: Tables) -> tuple[ProfilePoint, ...]:
     """What the planner may offer a model: measured whole where it was, else composed and corrected."""
-    correction = learn(tables.whole_times(model.digest, model.about.get("inter_op_threads", 1)))
+    correction = learn(tables.whole_times(model.name, model.about.get("inter_op_threads", 1)))
     return tuple(
         ProfilePoint(
             configuration=Configuration(

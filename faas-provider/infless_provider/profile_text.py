@@ -62,7 +62,7 @@ def settled_json(model: ProfiledModel, tables: Tables) -> dict[str, Any]:
     """A profile out of the database: measured whole where it was, else composed and corrected as is known now."""
     from infless_profiler.correction import learn, settle
 
-    correction = learn(tables.whole_times(model.digest, model.about.get("inter_op_threads", 1)))
+    correction = learn(tables.whole_times(model.name, model.about.get("inter_op_threads", 1)))
     predictions = []
     for one in model.times:
         settled = settle(one.composed_s, one.features, one.executions_s, correction)

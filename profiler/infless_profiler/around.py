@@ -13,13 +13,16 @@ OURS = "com.infless"
 CALL, TRANSFER, MODEL = "Call", "Transfer", "Model"
 
 
-def around(inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Device) -> dict[Operator, Case]:
+def around(inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Device) -> tuple[list[Operator], Case]:
     """Operators for one execution of a model.
 
     Args:
         inputs: what it is given.
         outputs: what it answers.
         device: on a GPU, inputs are copied to it and outputs back; everywhere outputs are copied for the caller.
+
+    Returns:
+        Each call, equal copies as often as they are made, and what the call itself is measured with.
     """
     call = Operator(domain=OURS, type=CALL, version=1, attributes={"inputs": len(inputs), "outputs": len(outputs)})
     copies = [("caller", tensor) for tensor in outputs]
@@ -29,8 +32,7 @@ def around(inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Device) 
         Operator(domain=OURS, type=TRANSFER, version=1, attributes={"to": to}, inputs=(tensor,))
         for to, tensor in copies
     ]
-    case = _empty_model(max(1, len(inputs)), max(1, len(outputs)))
-    return dict.fromkeys((call, *transfers), case)
+    return [call, *transfers], _empty_model(max(1, len(inputs)), max(1, len(outputs)))
 
 
 def _empty_model(inputs: int, outputs: int) -> Case:

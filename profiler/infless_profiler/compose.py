@@ -10,14 +10,14 @@ threads.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from infless_profiler.operators import Call, ModelGraph, Point
 
 CACHE_FILLS = 0.5
 """Share of the last-level cache from which on a model begins to push its own weights out of it."""
-Times = Callable[[str, Point], float]
-"""Seconds of one call, by the operator's signature and where."""
+BESIDE = ("Call", "Transfer")
+"""Operators of our own (`around`) that come before and after all others."""
 
 
 def cold_share(graph: ModelGraph, batch: int, cache_bytes: int) -> float:
@@ -47,10 +47,12 @@ def model_s(graph: ModelGraph, exec_s: Mapping[str, float], inter_op_threads: in
         exec_s: seconds of one call, by the operator's signature.
         inter_op_threads: operators that run at the same time.
     """
-    durations_s = [exec_s[call.operator.signature] for call in graph.calls]
+    inside = [call for call in graph.calls if call.operator.type not in BESIDE]
+    beside_s = sum(exec_s[call.operator.signature] for call in graph.calls if call.operator.type in BESIDE)
+    durations_s = [exec_s[call.operator.signature] for call in inside]
     if inter_op_threads == 1:
-        return sum(durations_s)
-    return makespan_s(graph.calls, durations_s, inter_op_threads)
+        return beside_s + sum(durations_s)
+    return beside_s + makespan_s(inside, durations_s, inter_op_threads)
 
 
 def makespan_s(calls: Sequence[Call], durations_s: Sequence[float], threads: int) -> float:

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
 
-import numpy as np
 import psutil
 
 from infless_core.errors import BackendError, InvalidInput
@@ -20,7 +19,7 @@ from infless_profiler.compose import model_s
 from infless_profiler.correction import Correction, features_of, learn
 from infless_profiler.countdown import Countdown
 from infless_profiler.estimate import Estimate, Measured, estimate
-from infless_profiler.graph import Extraction, check_memory, read_graph, without
+from infless_profiler.graph import Extraction, check_file_memory, check_memory, read_graph, without
 from infless_profiler.model_file import ModelFile, input_feeds
 from infless_profiler.operator_times import Worker
 from infless_profiler.operators import ModelGraph, Point, features
@@ -40,7 +39,6 @@ _RUNTIME_BYTES = 130 << 20
 """An instance before it loads anything: Python, the watchdog, the runtime."""
 _SAVE_S = 1.0
 """How much measuring an interruption may cost."""
-_QUANTILES = (np.arange(20) + 0.5) / 20
 
 
 class Profiler(AbstractContextManager["Profiler"]):
@@ -71,16 +69,22 @@ class Profiler(AbstractContextManager["Profiler"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:  # fmt: skip
         """Its processes end with its use."""
+        self.close()
+
+    def close(self) -> None:
+        """End its processes; those that are needed again start anew."""
         for worker in self._workers.values():
             worker.close()
+        self._workers.clear()
 
-    def profile(self, file: ModelFile, grid: Grid, sure: float = SURE) -> Profile:
+    def profile(self, file: ModelFile, grid: Grid, sure: float = SURE, *, anew: bool = False) -> Profile:
         """Profile a model for every configuration of a grid, and keep the result.
 
         Args:
             file: the model.
             grid: configurations.
             sure: the spread of the composed time below which no more operators are measured.
+            anew: what is kept of this model's operators does not count: the machine has changed.
 
         Raises:
             InvalidInput: the runtime refuses the model, or it does not fit into memory.
@@ -89,6 +93,7 @@ class Profiler(AbstractContextManager["Profiler"]):
         """
         begun_s = time.perf_counter()
         self._progress(f"{file.name}: reading the graph as {self._tables.device.runtime} executes it")
+        check_file_memory(file, psutil.virtual_memory().available)
         extraction = read_graph(file, self._tables.device)
         batch_max = extraction.graph.batch_max
         points = grid.points(batch_max)
@@ -96,11 +101,11 @@ class Profiler(AbstractContextManager["Profiler"]):
             raise InvalidInput(f"--batches: {file.name} was exported for batches of {batch_max} only")
         check_memory(extraction.graph, max(point.batch for point in points), psutil.virtual_memory().available)
         try:
-            profile = self._profile(extraction, points, grid.inter_op_threads, sure)
+            profile = self._profile(extraction, points, grid.inter_op_threads, sure, anew=anew)
         except _NotAlone as reason:
             self._progress(f"{file.name}: {reason}; measuring it as a whole")
             extraction = without(extraction, file, str(reason))
-            profile = self._profile(extraction, points, grid.inter_op_threads, sure)
+            profile = self._profile(extraction, points, grid.inter_op_threads, sure, anew=anew)
         warnings = profile.warnings
         left_out = sorted({*grid.batches} - {point.batch for point in points})
         if left_out:
@@ -114,15 +119,14 @@ class Profiler(AbstractContextManager["Profiler"]):
         """Measure the whole model at every point of its profile as well, and keep that: corrections learn from it."""
         begun_s = time.perf_counter()
         feeds, _ = input_feeds(file)
-        found: dict[Point, Timed] = {}
-        places = _by_place([one.point for one in profile.predictions])
+        self.close()  # what these processes have loaded would count as the model's memory
         left = Countdown([max(WHOLE.least_s, one.expected_s * WHOLE.runs_min) for one in profile.predictions])
 
         def measured(timed: Timed) -> None:
             left.done()
             self._progress(f"{file.name}: whole model measured at {text_of(timed.point)}{left.words()}")
 
-        for (cores, gpu), points in places.items():
+        for (cores, gpu), points in _by_place([one.point for one in profile.predictions]).items():
             self._progress(f"{file.name}: whole model at {text_of(points[0])}{left.words()}")
             job = ModelJob(
                 path=file.path,
@@ -130,24 +134,31 @@ class Profiler(AbstractContextManager["Profiler"]):
                 batches=tuple(point.batch for point in points),
                 inter_op_threads=profile.inter_op_threads,
             )
-            found |= {one.point: one for one in self._worker(cores, gpu).do(job, measured)}
-        predictions = tuple(_verified(one, found[one.point]) for one in profile.predictions)
-        profile = replace(
-            profile, predictions=predictions, whole_s=time.perf_counter() - begun_s, whole_was_measured=True
-        )
+            found = {one.point: one for one in self._worker(cores, gpu).do(job, measured)}
+            self.close()
+            profile = replace(
+                profile,
+                predictions=tuple(
+                    _verified(one, found[one.point]) if one.point in found else one for one in profile.predictions
+                ),
+            )
+            self._tables.save_model(kept(profile, self._now_s()))
+        profile = replace(profile, whole_s=time.perf_counter() - begun_s, whole_was_measured=True)
         self._tables.save_model(kept(profile, self._now_s()))
         return profile
 
     # measuring -------------------------------------------------------------------------------------------------------
 
     def _profile(
-        self, extraction: Extraction, points: Sequence[Point], threads: int, sure: float
+        self, extraction: Extraction, points: Sequence[Point], threads: int, sure: float, *, anew: bool
     ) -> Profile:  # fmt: skip
         graph = extraction.graph
         if threads > 1:  # other times than those of the same model in sequence
-            graph = replace(graph, digest=f"{graph.digest}-{threads}")
+            graph = replace(graph, digest=f"{graph.digest}-{threads}", name=f"{graph.name}-parallel{threads}")
         parts = parts_of(graph, points, self._cache_bytes, threads)
         rows = self._tables.operators({operator.family for operator in graph.operators.values()})
+        if anew:
+            rows = [row for row in rows if row.operator.signature not in graph.operators]
         before = {row.operator.signature for row in rows}
         new_points: set[tuple[str, Point]] = set()
         for turn in range(1, ROUNDS_MAX + 1):
@@ -160,7 +171,7 @@ class Profiler(AbstractContextManager["Profiler"]):
             rows = [row for row in rows if (row.operator.signature, row.point) not in keys] + found
             new_points |= keys
         known = self._known(graph, parts, rows)
-        correction = learn(self._tables.whole_times(graph.digest, threads))
+        correction = learn(self._tables.whole_times(graph.name, threads))
         predictions = tuple(self._predict(graph, point, parts[point], known, correction, threads) for point in points)
         return Profile(
             graph=graph,
@@ -173,7 +184,7 @@ class Profiler(AbstractContextManager["Profiler"]):
             new_points=len(new_points),
             needed_points=len({(part.signature, part.point) for terms in parts.values() for part in terms}),
             whole_s=sum(max(WHOLE.least_s, WHOLE.runs_min * one.expected_s) for one in predictions),
-            warnings=(*graph.notes, *_far(graph, parts, known, rows)),
+            warnings=(*graph.notes, *_far(graph, parts, known, rows), *_unsure(predictions, sure)),
         )
 
     def _known(self, graph: ModelGraph, parts: Parts, rows: Sequence[Measured]) -> dict[tuple[str, Point], Estimate]:
@@ -298,6 +309,16 @@ def _far(graph: ModelGraph, parts: Parts, known: Known, rows: Sequence[Measured]
             yield f"{text_of(point)}: {share:.0%} of the time is extrapolated to sizes beyond all that were measured"
 
 
+def _unsure(predictions: Sequence[Prediction], sure: float) -> Iterator[str]:
+    """A note where measuring has ended before the sum was sure."""
+    far = [one for one in predictions if one.spread > 1.25 * sure]
+    if far:
+        worst = max(far, key=lambda one: one.spread)
+        yield (
+            f"{len(far)} of {len(predictions)} times are less sure than {sure:.0%}, at worst"
+            f" {worst.spread:.0%} ({text_of(worst.point)}); run it again, or --verify"
+        )
+
+
 def _verified(one: Prediction, timed: Timed) -> Prediction:
-    quantiles = np.quantile(np.asarray(timed.samples_s), _QUANTILES)
-    return replace(one, executions_s=tuple(map(float, quantiles)), memory_bytes=timed.memory_bytes)
+    return replace(one, executions_s=timed.samples_s, memory_bytes=timed.memory_bytes)

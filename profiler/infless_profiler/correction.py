@@ -25,7 +25,9 @@ EXCEED_SHARE = 0.05
 UNLEARNED_MARGIN = 1.25
 """What is planned with before any model was measured whole here: the usual error of a bare sum."""
 _MARGIN_MIN = 1.02
-_TRUST = 2.0
+_MANY, _MARGIN_FEW = 20, 1.1
+"""Fewer executions say nothing of the slowest twentieth."""
+_TRUST = 0.2
 """Ridge penalty, in measured models: a handful of them must not carry every coefficient."""
 _SHORT_S = 20e-6
 """Operators of this length are mostly start."""
@@ -39,7 +41,7 @@ class WholeTime:
     features: tuple[float, ...]
     composed_s: float
     executions_s: tuple[float, ...]
-    """Quantiles of the measured executions at even steps: their distribution, in few numbers."""
+    """What each execution took."""
 
     @property
     def residual(self) -> float:
@@ -76,25 +78,31 @@ def learn(rows: Sequence[WholeTime]) -> Correction:
     models = sorted({row.model for row in rows})
     if not models:
         return Correction()
-    errors = np.concatenate([_left_out(rows, model) for model in models]) if len(models) > 1 else None
     margin = UNLEARNED_MARGIN
-    if errors is not None:
+    if len(models) > 1:
+        errors = [_left_out(rows, model) for model in models]
+        weights = [np.full(len(one), 1 / len(one) / len(by_point)) for by_point in errors for one in by_point]
         # A little wider while few models are known: the next one may be worse than all of them.
         level = 1 - EXCEED_SHARE * len(models) / (len(models) + 1)
-        margin = max(_MARGIN_MIN, math.exp(float(np.quantile(errors, level))))
+        everything = np.concatenate([one for by_point in errors for one in by_point])
+        margin = max(_MARGIN_MIN, math.exp(_quantile(everything, np.concatenate(weights), level)))
     return Correction(coefficients=tuple(_fit(rows)), margin=margin, models=len(models))
 
 
-def _left_out(rows: Sequence[WholeTime], model: str) -> np.ndarray:
-    """Logarithms of each execution of one model over what is expected without having seen it."""
+def _left_out(rows: Sequence[WholeTime], model: str) -> list[np.ndarray]:
+    """Logarithms of each execution of one model over what is expected without having seen it, by point."""
     fit = Correction(coefficients=tuple(_fit([row for row in rows if row.model != model])))
-    return np.concatenate(
-        [
-            np.log(np.asarray(row.executions_s) / fit.corrected_s(row.composed_s, row.features))
-            for row in rows
-            if row.model == model
-        ]
-    )
+    return [
+        np.log(np.asarray(row.executions_s) / fit.corrected_s(row.composed_s, row.features))
+        for row in rows
+        if row.model == model
+    ]
+
+
+def _quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float:
+    order = np.argsort(values)
+    shares = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order][min(int(np.searchsorted(shares, level)), len(values) - 1)])
 
 
 def _fit(rows: Sequence[WholeTime]) -> np.ndarray:
@@ -104,8 +112,9 @@ def _fit(rows: Sequence[WholeTime]) -> np.ndarray:
     weights = np.array([1 / counts[row.model] for row in rows])
     matrix = np.array([row.features for row in rows])
     targets = np.array([row.residual for row in rows])
+    # The constant is trusted soonest.
     penalty = _TRUST * np.diag([0.1, *([1.0] * (len(FEATURES) - 1))])
-    left = matrix.T @ (weights[:, None] * matrix) + penalty * 0.1
+    left = matrix.T @ (weights[:, None] * matrix) + penalty
     solution: np.ndarray = np.linalg.solve(left, matrix.T @ (weights * targets))
     return solution
 
@@ -123,7 +132,8 @@ def settle(
 ) -> Settled:  # fmt: skip
     """Measured whole is exact, and brings its own margin; composed is corrected, and takes the device's."""
     if executions_s:
-        expected_s, late_s = np.quantile(np.asarray(executions_s), (0.5, 1 - EXCEED_SHARE))
-        return Settled(expected_s=float(expected_s), planned_s=max(float(late_s), float(expected_s) * _MARGIN_MIN))
+        expected_s, late_s = map(float, np.quantile(np.asarray(executions_s), (0.5, 1 - EXCEED_SHARE)))
+        least = _MARGIN_MIN if len(executions_s) >= _MANY else _MARGIN_FEW
+        return Settled(expected_s=expected_s, planned_s=max(late_s, expected_s * least))
     expected_s = correction.corrected_s(composed_s, features)
     return Settled(expected_s=expected_s, planned_s=expected_s * correction.margin)

@@ -80,25 +80,13 @@ def read_graph(file: ModelFile, device: Device) -> Extraction:
 
 def as_one_piece(file: ModelFile, feeds: Mapping[str, Feed], batch_max: int | None, reason: str) -> Extraction:
     """A model as a single operator: the fallback, and exact."""
-    import onnx
-
-    model = onnx.load(file.path, format="protobuf")
     inputs = tuple(feed.tensor for feed in feeds.values())
     operator = Operator(domain=OURS, type=MODEL, version=1, attributes={"digest": file.digest}, inputs=inputs)
-    case = Case(
-        nodes=tuple(model.graph.node),
-        weights=tuple(model.graph.initializer),
-        feeds=feeds,
-        opsets=tuple(model.opset_import),
-        functions=tuple(model.functions),
-        ir_version=model.ir_version,
-        gives=tuple(out.name for out in model.graph.output),
-    )
     graph = ModelGraph(
         name=file.name, digest=file.digest, calls=(Call(operator=operator),),
         parameter_bytes=file.size_bytes, batch_max=batch_max, notes=(f"measured as a whole: {reason}",),
     )  # fmt: skip
-    return Extraction(graph=graph, cases={operator.signature: case}, feeds=feeds)
+    return Extraction(graph=graph, cases={operator.signature: Case(path=file.path, feeds=feeds)}, feeds=feeds)
 
 
 def _call(operator: Operator) -> Call:
@@ -110,6 +98,7 @@ def _watch(
 ) -> tuple[dict[str, _Seen], int | None]:
     """Run the optimised model with every value as an output, for one, two and three items."""
     import onnx
+    from google.protobuf.message import EncodeError
 
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -118,7 +107,7 @@ def _watch(
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     try:
         session = open_session(watched.SerializeToString(), device, 1, optimise=False)
-    except ValueError as error:  # the weights of a very large model
+    except (ValueError, EncodeError) as error:  # the weights of a very large model
         raise _Unsuited(f"its graph cannot be serialised: {error}") from error
     runs: list[dict[str, np.ndarray]] = []
     for batch in (1, 2, 3) if batch_max is None else (1,):
@@ -189,7 +178,7 @@ def _take_apart(
             domain=node.domain,
             type=node.op_type,
             version=versions.get(node.domain, 1),
-            attributes={**_attributes(node), **_deciding_values(takes, seen)},
+            attributes={**_attributes(node), **_deciding_values(takes, seen, weights)},
             inputs=tuple(_tensor(name, seen, weights) for name in takes),
             outputs=tuple(_tensor(name, seen, weights) for name in node.output),
         )
@@ -207,8 +196,8 @@ def _take_apart(
                 gives=tuple(name for name in node.output if name)[:1],
             )  # fmt: skip
     outputs = [seen[out.name].tensor for out in model.graph.output if out.name in seen]
-    beside = around([feed.tensor for feed in feeds.values()], outputs, device)
-    cases |= {operator.signature: case for operator, case in beside.items()}
+    beside, nothing = around([feed.tensor for feed in feeds.values()], outputs, device)
+    cases |= {operator.signature: nothing for operator in beside}
     notes = tuple(f"operator {kind}: measured as one piece with what it contains" for kind in sorted(pieces))
     graph = ModelGraph(
         name=file.name,
@@ -248,14 +237,24 @@ def _attributes(node: Any) -> dict[str, Any]:
     return found
 
 
-def _deciding_values(takes: list[str], seen: Mapping[str, _Seen]) -> dict[str, Any]:
-    """A computed condition or count decides what an operator does: it belongs to what it is."""
+def _deciding_values(
+    takes: list[str], seen: Mapping[str, _Seen], weights: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """A condition or a count decides what an operator does: it belongs to what it is."""
+    from onnx import numpy_helper
+
     found = {}
     for place, name in enumerate(takes):
-        one = seen.get(name)
-        if one is not None and one.values is not None and one.values.size == 1 and one.values.dtype.kind in "biu":
-            found[f"value of input {place}"] = int(one.values.reshape(()))
+        values = numpy_helper.to_array(weights[name]) if name in weights and _is_single(weights[name]) else None
+        if name in seen:
+            values = seen[name].values
+        if values is not None and values.size == 1 and values.dtype.kind in "biu":
+            found[f"value of input {place}"] = int(values.reshape(()))
     return found
+
+
+def _is_single(weight: Any) -> bool:
+    return all(length == 1 for length in weight.dims)
 
 
 def _outer_names(node: Any) -> Iterator[str]:
@@ -271,6 +270,19 @@ def _outer_names(node: Any) -> Iterator[str]:
 
 def _shapes(feed: Mapping[str, np.ndarray]) -> str:
     return "; ".join(f"{name}={','.join(map(str, array.shape))}" for name, array in feed.items())
+
+
+def check_file_memory(file: ModelFile, available_bytes: int) -> None:
+    """Refuse a file that cannot be taken apart here: it is held in four forms for a moment.
+
+    Raises:
+        InvalidInput: says how much there is.
+    """
+    if 4 * file.size_bytes > available_bytes:
+        raise InvalidInput(
+            f"{file.name}: taking {format_bytes(file.size_bytes)} of model apart needs four times as much memory, and"
+            f" {format_bytes(available_bytes)} are free"
+        )
 
 
 def check_memory(graph: ModelGraph, batch: int, available_bytes: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,15 +51,17 @@ def _numbers(dtype: str) -> np.ndarray:
 class Case:
     """How to run one operator alone."""
 
-    nodes: tuple[Any, ...]
-    """`onnx.NodeProto`: one operator, or every node of a model that is measured as one piece."""
-    weights: tuple[Any, ...]
-    """`onnx.TensorProto`."""
     feeds: Mapping[str, Feed]
-    opsets: Sequence[Any]
-    functions: Sequence[Any]
-    ir_version: int
-    gives: tuple[str, ...]
+    path: Path | None = None
+    """Of a whole model that is measured as one piece; nothing else is said then."""
+    nodes: tuple[Any, ...] = ()
+    """`onnx.NodeProto`."""
+    weights: tuple[Any, ...] = ()
+    """`onnx.TensorProto`."""
+    opsets: Sequence[Any] = ()
+    functions: Sequence[Any] = ()
+    ir_version: int = 8
+    gives: tuple[str, ...] = ()
     """Names of results that are asked for."""
 
     def model(self, copies: int = 1) -> bytes:

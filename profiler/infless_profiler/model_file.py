@@ -95,8 +95,11 @@ def read_model(
             digest.update(hashlib.file_digest(file, "sha256").digest())
         size_bytes += one.stat().st_size
     wishes = {name: list(lengths) for name, lengths in sorted(shapes.items())}
-    wishes |= {name: list(array.shape) for name, array in sorted(samples.items())}
-    digest.update(json.dumps(wishes).encode())
+    items = {name: [array.dtype.name, list(array.shape)] for name, array in sorted(samples.items())}
+    digest.update(json.dumps([wishes, items]).encode())
+    for _, array in sorted(samples.items()):
+        if array.dtype.kind != "f":  # values of whole numbers decide what is done
+            digest.update(np.ascontiguousarray(array).tobytes())
     if name is None:
         name = path.parent.name if path.stem == "model" else path.stem
     return ModelFile(

@@ -44,15 +44,20 @@ class Worker(AbstractContextManager["Worker"]):
         pipe, answers = self._started(), []
         try:
             pipe.send(job)
-            while (answer := self._next(pipe)) is not None:
-                if isinstance(answer, Failed):
-                    raise BackendError(answer.words)
+            while isinstance(answer := self._next(pipe), Timed):
                 answers.append(answer)
                 told(answer)
-        except (EOFError, OSError) as error:
+        except (EOFError, ConnectionError) as error:
             code = self._ended()
             words = "ran out of memory or was killed" if code == -9 else f"ended with exit code {code}"
             raise BackendError(f"the process that times it {words}") from error
+        except BackendError:
+            raise
+        except BaseException:
+            self.close()  # what it still has to say belongs to no later job
+            raise
+        if isinstance(answer, Failed):
+            raise BackendError(answer.words)
         return answers
 
     def _next(self, pipe: Connection) -> Timed | Failed | None:

@@ -208,10 +208,11 @@ def multiply_adds(operator: Operator, batch: int) -> float:
     written = float(sum(one.elements(batch) for one in outputs)) or 1.0
     read = float(sum(one.elements(batch) for one in inputs if not one.constant)) or 1.0
     kind = operator.type
-    if "ConvTranspose" in kind and len(inputs) > 1:
-        return read * math.prod(inputs[1].shape(batch)[1:])
-    if "Conv" in kind and len(inputs) > 1:
-        return written * math.prod(inputs[1].shape(batch)[1:])
+    window = next((one.shape(batch)[1:] for one in inputs[1:] if len(one.dims) >= 3), ())
+    if "ConvTranspose" in kind:
+        return read * math.prod(window)
+    if "Conv" in kind:
+        return written * math.prod(window)
     if kind in {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"} and len(inputs) > 2:
         steps, items = (*inputs[0].shape(batch), 1, 1)[:2]
         return float(steps * items * (inputs[1].elements(batch) + inputs[2].elements(batch)))

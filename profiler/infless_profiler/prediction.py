@@ -48,7 +48,7 @@ class Prediction:
     features: tuple[float, ...]
     memory_bytes: int
     executions_s: tuple[float, ...] = ()
-    """Quantiles of whole executions, where they were measured (`--verify`)."""
+    """What whole executions took, where they were measured (`--verify`)."""
 
     @property
     def measured_s(self) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,6 @@ class Device:
     """The processor's or the GPU's own name."""
     runtime: str
     """Runtime and version, such as `onnxruntime 1.32.0`: another version has other kernels."""
-
-    @property
-    def key(self) -> str:
-        """As it is kept in the tables."""
-        return f"{self.kind}: {self.name}"
 
     @property
     def providers(self) -> list[tuple[str, dict[str, str]]]:
@@ -61,8 +56,39 @@ def this_device(gpu: bool = False) -> Device:
     return Device(kind="cuda", name=_gpu_name(), runtime=runtime)
 
 
+def these_devices() -> list[Device]:
+    """The processor, and the GPU where there is one."""
+    try:
+        return [this_device(), this_device(gpu=True)]
+    except InvalidInput:
+        return [this_device()]
+
+
+def check_shares(gpu_percents: Sequence[int]) -> None:
+    """Shares of a GPU need NVIDIA's MPS: without its daemon CUDA gives everybody everything.
+
+    Raises:
+        InvalidInput: it does not run.
+    """
+    pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))  # noqa: S108 - NVIDIA's default
+    if any(percent < 100 for percent in gpu_percents) and not (pipes / "control").exists():
+        raise InvalidInput(
+            "--gpu-percents: shares below 100 need NVIDIA's MPS daemon, which does not run here; start it with"
+            " nvidia-cuda-mps-control -d"
+        )
+
+
+def gpu_memory_bytes() -> int:
+    """Memory of the first GPU."""
+    return int(_nvidia_smi("memory.total").split()[0]) << 20
+
+
 def _gpu_name() -> str:
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
+    return _nvidia_smi("name")
+
+
+def _nvidia_smi(what: str) -> str:
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", "--id=0"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
@@ -133,7 +159,7 @@ def open_session(
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=device.providers)
+        session = onnxruntime.InferenceSession(source, options, providers=device.providers)
     except Exception as error:
         where = "an operator of the model" if isinstance(model, bytes) else str(model)
         words = str(error).split(" : ", 2)[-1].strip().splitlines()[0]
@@ -141,6 +167,9 @@ def open_session(
         if any(word in words for word in _OPSET_WORDS):
             hint = f"; {device.runtime} is the newest this machine has: export with an older opset, or update it"
         raise InvalidInput(f"{where}: onnxruntime refuses it: {words}{hint}") from error
+    if device.kind == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise InvalidInput("onnxruntime cannot start its CUDA provider; are CUDA's and cuDNN's libraries installed?")
+    return session
 
 
 def runner(session: Any, feed: dict[str, np.ndarray], device: Device) -> Callable[[], None]:

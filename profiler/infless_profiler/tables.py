@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class ModelTime:
     composed_s: float
     features: tuple[float, ...]
     executions_s: tuple[float, ...] = ()
-    """Quantiles of whole executions (`correction.WholeTime`); empty where it was not measured whole."""
+    """What whole executions took; empty where it was not measured whole."""
     memory_bytes: int = 0
 
 
@@ -73,7 +73,7 @@ class ProfiledModel:
     name: str
     profiled_at_s: float
     about: dict[str, Any]
-    """What was new, reused and saved (`cop.Report`)."""
+    """What was new, reused and saved ."""
     times: tuple[ModelTime, ...]
 
 
@@ -162,32 +162,28 @@ class Tables:
         """Keep a profiled model; whole times that were measured before stay where no new ones come."""
         with open_database(self.path) as db:
             device = self._id(db)
-            old = {one.point: one for one in _model_times(db, device, model.digest)}
-            db.execute(
-                "INSERT OR REPLACE INTO model VALUES (?, ?, ?, ?, ?)",
-                (device, model.digest, model.name, model.profiled_at_s, json.dumps(model.about)),
-            )
-            kept = {**old, **{one.point: _and_whole(one, old.get(one.point)) for one in model.times}}
+            db.execute(_PUT_MODEL, (device, model.digest, model.name, model.profiled_at_s, json.dumps(model.about)))
             db.executemany(
-                "INSERT OR REPLACE INTO model_time VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                _PUT_MODEL_TIME,
                 [
                     (device, model.digest, *_key(one.point), one.composed_s, json.dumps(one.features),
                      json.dumps(one.executions_s) if one.executions_s else None, one.memory_bytes)
-                    for one in kept.values()
+                    for one in model.times
                 ],
             )  # fmt: skip
 
     def whole_times(self, but_not: str = "", inter_op_threads: int = 1) -> list[WholeTime]:
-        """What the correction is learned from: models that were measured whole, without one, executed in one way."""
+        """What the correction is learned from: models that were measured whole, executed in one way.
+
+        Args:
+            but_not: the model that is to be predicted, by name: in other sizes it is still the same model.
+            inter_op_threads: operators that ran at the same time.
+        """
         return [
-            WholeTime(
-                model=model.digest, features=one.features, composed_s=one.composed_s, executions_s=one.executions_s
-            )
+            WholeTime(model=model.name, features=one.features, composed_s=one.composed_s, executions_s=one.executions_s)
             for model in self.models()
             for one in model.times
-            if one.executions_s
-            and model.digest != but_not
-            and model.about.get("inter_op_threads", 1) == inter_op_threads
+            if one.executions_s and model.name != but_not and model.about.get("inter_op_threads", 1) == inter_op_threads
         ]
 
     def _id(self, db: sqlite3.Connection) -> int:
@@ -197,11 +193,31 @@ class Tables:
         return int(row[0])
 
 
-def _and_whole(new: ModelTime, old: ModelTime | None) -> ModelTime:
-    """What was measured of the whole model before, where it was not measured again."""
-    if old is None or not old.executions_s or new.executions_s:
-        return new
-    return replace(new, executions_s=old.executions_s, memory_bytes=old.memory_bytes)
+_PUT_MODEL = """
+INSERT INTO model VALUES (?, ?, ?, ?, ?) ON CONFLICT (device, digest) DO UPDATE SET
+    name = excluded.name, profiled_at_s = excluded.profiled_at_s, about = excluded.about
+"""
+_PUT_MODEL_TIME = """
+INSERT INTO model_time VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (device, digest, batch, cpu_cores, gpu_percent) DO UPDATE SET
+    composed_s = excluded.composed_s, features = excluded.features,
+    executions_s = coalesce(excluded.executions_s, executions_s),
+    memory_bytes = iif(excluded.executions_s IS NULL AND executions_s IS NOT NULL, memory_bytes, excluded.memory_bytes)
+"""
+"""What was measured whole stays until it is measured whole again."""
+_PUT = {
+    "operator": "INSERT OR IGNORE INTO operator VALUES (?, ?)",
+    "operator_time": """
+INSERT INTO operator_time VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (device, signature, batch, cpu_cores, gpu_percent, cold) DO UPDATE SET
+    exec_s = excluded.exec_s, spread = excluded.spread, samples = excluded.samples, looks = excluded.looks,
+    measured_at_s = excluded.measured_at_s
+WHERE excluded.measured_at_s > measured_at_s
+""",
+    "model": _PUT_MODEL,
+    "model_time": _PUT_MODEL_TIME,
+}
+"""How a row of another database is taken in."""
 
 
 COLUMNS = {
@@ -224,6 +240,7 @@ Rows = dict[str, list[dict[str, Any]]]
 def everything(path: Path) -> Rows:
     """All rows of all devices, to be exported."""
     with open_database(path) as db:
+        db.execute("BEGIN")  # one moment of it, though others may write
         return {
             table: [
                 dict(zip(columns, row, strict=True))
@@ -259,7 +276,7 @@ def merge(path: Path, rows: Rows) -> dict[str, int]:
                 here = {**row, "device": devices[row["device"]]} if "device" in row else row
                 if table in ("model", "model_time") and (here["device"], here["digest"]) not in newer:
                     continue
-                taken[table] += _take(db, table, here)
+                taken[table] += db.execute(_PUT[table], [here[column] for column in COLUMNS[table]]).rowcount
         return taken
 
 
@@ -276,30 +293,15 @@ def _newer_models(
     }  # fmt: skip
 
 
-def _take(db: sqlite3.Connection, table: str, row: dict[str, Any]) -> int:
-    columns = COLUMNS[table]
-    marks = ", ".join("?" * len(columns))
-    verb = "INSERT OR IGNORE" if table == "operator" else "INSERT OR REPLACE"
-    only = ""
-    values = [row[column] for column in columns]
-    if table == "operator_time":
-        only = (
-            " WHERE NOT EXISTS (SELECT 1 FROM operator_time WHERE device = ? AND signature = ? AND batch = ?"
-            " AND cpu_cores = ? AND gpu_percent = ? AND cold = ? AND measured_at_s >= ?)"
-        )
-        values += [*values[:6], row["measured_at_s"]]
-    return db.execute(f"{verb} INTO {table} SELECT {marks}{only}", values).rowcount
-
-
 def prune(
-    path: Path, *, measured_before_s: float | None = None, but_device: Device | None = None, model: str | None = None
+    path: Path, *, measured_before_s: float | None = None, devices: Sequence[Device] = (), model: str | None = None
 ) -> dict[str, int]:
     """Forget rows.
 
     Args:
         path: the database.
         measured_before_s: what was measured or profiled before.
-        but_device: what belongs to every other device and runtime.
+        devices: where there are any, what belongs to every other device and runtime.
         model: profiles of this name; their operators stay, other models may use them.
 
     Returns:
@@ -310,9 +312,11 @@ def prune(
         if measured_before_s is not None:
             db.execute("DELETE FROM operator_time WHERE measured_at_s < ?", (measured_before_s,))
             db.execute("DELETE FROM model WHERE profiled_at_s < ?", (measured_before_s,))
-        if but_device is not None:
-            key = (but_device.kind, but_device.name, but_device.runtime)
-            db.execute("DELETE FROM device WHERE NOT (kind = ? AND name = ? AND runtime = ?)", key)
+        if devices:
+            kept = {(one.kind, one.name, one.runtime) for one in devices}
+            known = db.execute("SELECT id, kind, name, runtime FROM device").fetchall()
+            gone = [(number,) for number, *key in known if tuple(key) not in kept]
+            db.executemany("DELETE FROM device WHERE id = ?", gone)
         if model is not None:
             db.execute("DELETE FROM model WHERE name = ?", (model,))
         db.execute("DELETE FROM operator WHERE signature NOT IN (SELECT signature FROM operator_time)")

@@ -20,7 +20,7 @@ class Timing:
     exec_s: float
     """Lower quartile."""
     spread: float
-    """Distance of the quartiles as a share of `exec_s`."""
+    """Distance of the quartiles of the runs, as a share of their median."""
     samples: int
     looks: int = 1
     """How often it was measured, at different times: what disturbs a machine for a second spoils a whole look."""
@@ -74,9 +74,8 @@ class Effort:
 
     def given_up(self, runs: int, taken_s: float) -> bool:
         """Whether no undisturbed run is waited for any longer: on a busy machine a long one may never come."""
-        return runs >= self.runs_max or (
-            runs >= min(self.runs_min, _LONG_RUNS) and taken_s >= max(_PATIENCE_S, self.least_s)
-        )
+        patience_s = max(_PATIENCE_S, self.least_s)
+        return runs >= self.runs_max or (self.enough(runs, taken_s) and taken_s >= patience_s)
 
 
 _PATIENCE_S = 0.05

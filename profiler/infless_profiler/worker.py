@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from infless_core.errors import InvalidInput
 from infless_profiler.around import CALL, OURS, TRANSFER
 from infless_profiler.isolate import COPIES_BYTES, Case, Feed
 from infless_profiler.operators import Operator, Point, moved_bytes
@@ -97,10 +96,8 @@ def serve(pipe: Connection, place: Place) -> None:
             for answer in _do(job, place, overhead_s):
                 pipe.send(answer)
             pipe.send(None)
-        except (MemoryError, InvalidInput, RuntimeError, ValueError, OSError) as error:
-            pipe.send(Failed(words=str(error) or type(error).__name__))
         except Exception as error:  # noqa: BLE001 - onnxruntime raises classes of its own
-            pipe.send(Failed(words=str(error)))
+            pipe.send(Failed(words=str(error) or type(error).__name__))
 
 
 def _do(job: Job, place: Place, overhead_s: float) -> Iterator[Timed]:
@@ -130,7 +127,7 @@ def _time_operator(
     if ours and operator.type == TRANSFER:
         return _time_transfer(operator, point, place)
     copies = 1 if ours or point.cold else _copies(operator, point.batch)
-    session = open_session(case.model(copies), place.device, place.cpu_cores, optimise=ours)
+    session = open_session(case.path or case.model(copies), place.device, place.cpu_cores, optimise=ours)
     feed = {name: one.array(point.batch) for name, one in case.feeds.items()}
     if ours and operator.type == CALL:
         return timing_of(_time_alone(lambda: session.run(None, feed), CALL_EFFORT))
@@ -167,38 +164,38 @@ def _junk() -> np.ndarray:
     return np.ones(max(cache_bytes(), 8 << 20) * 5 // 4 // 4, np.float32)
 
 
-def _time(run: Callable[[], Any], effort: Effort, before: Callable[[], None] = _nothing) -> list[float]:
-    """Seconds of each run."""
-    return [run_s for run_s, _ in _time_watched(run, effort, before)]
+def _time(run: Callable[[], Any], effort: Effort) -> list[float]:
+    """Seconds of each run, after the warm-ups."""
+    for _ in range(effort.warm_ups):
+        run()
+    samples_s: list[float] = []
+    while not effort.enough(len(samples_s), sum(samples_s)):
+        samples_s.append(_run_s(run))
+    return samples_s
 
 
 def _time_alone(run: Callable[[], Any], effort: Effort, before: Callable[[], None] = _nothing) -> list[float]:
-    """Seconds of the runs in which nobody took the processor away, where there are enough of these."""
-    runs = _time_watched(run, effort, before)
-    alone = [run_s for run_s, alone in runs if alone]
-    return alone if len(alone) >= effort.runs_min else [run_s for run_s, _ in runs]
-
-
-def _time_watched(run: Callable[[], Any], effort: Effort, before: Callable[[], None]) -> list[tuple[float, bool]]:
-    runs: list[tuple[float, bool]] = []
-    taken_s = 0.0
+    """Seconds of the runs in which nobody took the processor away; of all, where these are too few."""
+    runs_s: list[float] = []
+    alone_s: list[float] = []
     for _ in range(effort.warm_ups):
-        started_s = time.perf_counter()
-        run()
-        taken_s = time.perf_counter() - started_s
-    if taken_s > effort.long_s:  # of something long the first run counts as well: the lowest is taken
-        runs.append((taken_s, True))
-    else:
-        taken_s = 0.0
-    while not effort.enough(sum(alone for _, alone in runs), taken_s) and not effort.given_up(len(runs), taken_s):
+        warm_s = _run_s(run)
+        if warm_s > effort.long_s and before is _nothing:  # of something long the first run counts as well
+            runs_s.append(warm_s)
+            alone_s.append(warm_s)
+    while not effort.enough(len(alone_s), sum(alone_s)) and not effort.given_up(len(runs_s), sum(runs_s)):
         before()
         switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        started_s = time.perf_counter()
-        run()
-        run_s = time.perf_counter() - started_s
-        runs.append((run_s, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == switches))
-        taken_s += run_s
-    return runs
+        runs_s.append(_run_s(run))
+        if resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == switches:
+            alone_s.append(runs_s[-1])
+    return alone_s if effort.enough(len(alone_s), sum(alone_s)) else runs_s
+
+
+def _run_s(run: Callable[[], Any]) -> float:
+    started_s = time.perf_counter()
+    run()
+    return time.perf_counter() - started_s
 
 
 def _overhead_s(place: Place) -> float:

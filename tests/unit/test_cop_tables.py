@@ -171,7 +171,7 @@ class TestForgetting:
 
     def test_other_devices(self, tables: Tables) -> None:
         """Of this one all stays."""
-        gone = prune(tables.path, but_device=DEVICE)
+        gone = prune(tables.path, devices=[DEVICE])
         assert gone == {"device": 1, "operator": 0, "operator_time": 1, "model": 0, "model_time": 0}
 
     def test_a_model_by_name(self, tables: Tables) -> None:

@@ -6,7 +6,7 @@ Thirteen models one after the other into one fresh database, then each measured 
   are used for nothing that predicts it (operators that it shares with others may be);
 * how many executions take longer than planned;
 * the time that profiling took against measuring the whole model at every point (two warm-ups, then at least 7 runs and
-  half a second, as `--verify` does), and against only four executions of each, the least that could be called measuring;
+  half a second, as `--verify` does), and against four executions of each, the least that is still measuring;
 * (part `observe`) the same after 200 batches that an instance would have run and counted.
 
 `compose` and `observe` measure and keep raw numbers in build/cop-bench; `report` works them out again and writes the

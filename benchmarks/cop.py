@@ -1,4 +1,4 @@
-"""Operator profiling against whole models: `python -m benchmarks.cop [MODEL ...] [--part compose observe report]`.
+"""Operator profiling against whole models: `python -m benchmarks.cop [MODEL ...] [--part PART ...]`.
 
 Thirteen models one after the other into one fresh database, then each measured whole. Compared are:
 
@@ -7,10 +7,10 @@ Thirteen models one after the other into one fresh database, then each measured 
 * how many executions take longer than planned;
 * the time that profiling took against measuring the whole model at every point (two warm-ups, then at least 7 runs and
   half a second, as `--verify` does), and against four executions of each, the least that is still measuring;
-* (part `observe`) the same after 200 batches that an instance would have run and counted.
+* (part `observe`) the same after 200 batches that an instance would have run and counted, against others of that time.
 
-`compose` and `observe` measure and keep raw numbers in build/cop-bench; `report` works them out again and writes the
-record and the picture. Nothing is left out of any figure.
+Parts: `compose`, `whole` and `observe` measure and keep raw numbers in build/cop-bench, `report` works the figures out
+and writes the record and the picture. Nothing is left out of any figure.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import json
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +41,7 @@ from infless_profiler.prediction import Grid, Profile
 from infless_profiler.readings import Counted, Series
 from infless_profiler.sessions import Device, machine, this_device
 from infless_profiler.tables import Tables
-from infless_profiler.timing import Effort
+from infless_profiler.timing import WHOLE, Effort
 from infless_profiler.worker import ModelJob, Place
 
 RAW = Path("build/cop-bench")
@@ -48,8 +49,9 @@ PICTURE = Path("docs/reference/cop-accuracy.png")
 GRID = Grid(batches=(1, 2, 4, 8, 16, 32), cpu_cores=(1, 2))
 ROUNDS = 2
 """Of whole measurements: minutes apart, so that one bad minute of the machine is not the truth."""
-BATCHES = 200
-"""That are observed of each model, over all configurations."""
+BATCHES = 300
+"""That are run of each model for `observe`, over all configurations: two of three are counted, the third is the truth
+that they are compared with, from the same minute."""
 _BOUNDS = tuple(mantissa * 10.0**power for power in range(-4, 2) for mantissa in (1, 1.5, 2, 3, 5, 7))
 """As the watchdog's buckets, six per decade."""
 
@@ -58,11 +60,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run the parts asked for, in order."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="*", default=list(CATALOGUE))
-    parser.add_argument("--part", nargs="+", default=["compose", "observe", "report"])
+    parser.add_argument("--part", nargs="+", default=["compose", "whole", "observe", "report"])
     asked = parser.parse_args(arguments)
     RAW.mkdir(parents=True, exist_ok=True)
     if "compose" in asked.part:
         compose(asked.models)
+    if "whole" in asked.part:
+        whole(asked.models)
     if "observe" in asked.part:
         observe(asked.models)
     if "report" in asked.part:
@@ -71,40 +75,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def compose(names: Sequence[str]) -> None:
-    """Profile the models one after the other, then measure each whole, twice."""
-    for old in RAW.glob("*.json"):
-        old.unlink()
+    """Profile the models one after the other, into one new database."""
     database = RAW / "operators.sqlite"
     database.unlink(missing_ok=True)
-    device = this_device()
-    tables = Tables(database, device, machine())
-    profiles: dict[str, tuple[ModelFile, Profile]] = {}
+    tables = Tables(database, this_device(), machine())
     for place, name in enumerate(names, 1):
-        file = _file(name)
         with Profiler(tables) as profiler:
-            profiles[name] = file, profiler.profile(file, GRID)
-        _tell(f"{place}. {name}: composed in {profiles[name][1].profiling_s:.1f} s")
-    executions: dict[str, dict[Any, list[float]]] = {name: {} for name in names}
-    whole_s = dict.fromkeys(names, 0.0)
-    for turn in range(ROUNDS):
-        for name, (file, profile) in profiles.items():
-            with Profiler(tables) as profiler:
-                verified = profiler.verify(file, profile)
-            whole_s[name] += verified.whole_s / ROUNDS
-            for one in verified.predictions:
-                executions[name].setdefault(one.point, []).extend(one.executions_s)
-            _tell(f"{name}: measured whole in {verified.whole_s:.1f} s, round {turn + 1}")
-    for place, name in enumerate(names, 1):
-        raw = _raw(place, name, profiles[name][1], executions[name], whole_s[name])
-        (RAW / f"{name}.json").write_text(json.dumps(raw, indent=1))
+            profile = profiler.profile(_file(name), GRID)
+        _keep(f"{name}.composed", {"place": place, "name": name, **_composed(name, profile)})
+        _tell(f"{place}. {name}: composed in {profile.profiling_s:.1f} s")
 
 
-def _raw(
-    place: int, name: str, profile: Profile, executions: dict[Any, list[float]], whole_s: float
-) -> dict[str, Any]:  # fmt: skip
+def _composed(name: str, profile: Profile) -> dict[str, Any]:
     return {
-        "place": place,
-        "name": name,
         "source": CATALOGUE[name].source,
         "calls": len(profile.graph.calls),
         "operators": len(profile.graph.operators),
@@ -113,7 +96,6 @@ def _raw(
         "operator_times_measured": profile.new_points,
         "operator_times_needed": profile.needed_points,
         "profiling_s": profile.profiling_s,
-        "whole_s": whole_s,
         "points": [
             {
                 "batch": one.point.batch,
@@ -121,43 +103,80 @@ def _raw(
                 "composed_s": one.composed_s,
                 "spread": one.spread,
                 "features": one.features,
-                "executions_s": sorted(executions[one.point]),
             }
             for one in profile.predictions
         ],
     }
 
 
-def observe(names: Sequence[str]) -> None:
-    """Run 200 batches of each model, in new processes, and count them as an instance does."""
+def whole(names: Sequence[str]) -> None:
+    """Measure each model whole, in new processes, twice."""
     device = this_device()
+    executions: dict[str, list[list[float]]] = {}
+    whole_s = dict.fromkeys(names, 0.0)
+    for turn in range(ROUNDS):
+        for name in names:
+            begun_s = time.perf_counter()
+            found = [
+                samples_s
+                for cores in GRID.cpu_cores
+                for samples_s in _executions(_file(name), device, cores, GRID.batches, WHOLE)
+            ]
+            whole_s[name] += (time.perf_counter() - begun_s) / ROUNDS
+            executions[name] = [old + new for old, new in zip(executions.get(name, [[]] * 12), found, strict=True)]
+            _tell(f"{name}: measured whole, round {turn + 1}")
     for name in names:
-        raw = json.loads((RAW / f"{name}.json").read_text())
-        each = -(-BATCHES // len(raw["points"]))
+        _keep(f"{name}.whole", {"whole_s": whole_s[name], "executions_s": executions[name]})
+
+
+def observe(names: Sequence[str]) -> None:
+    """Run 300 batches of each model, in new processes."""
+    device = this_device()
+    each = -(-BATCHES // (len(GRID.batches) * len(GRID.cpu_cores)))
+    effort = Effort(warm_ups=1, runs_min=each, runs_max=each, least_s=0.0)
+    for name in names:
         file = _file(name)
-        for cores in GRID.cpu_cores:
-            points = [point for point in raw["points"] if point["cpu_cores"] == cores]
-            for point, samples_s in zip(points, _executions(file, device, cores, points, each), strict=True):
-                if len(samples_s) != each:
-                    raise RuntimeError(f"{name}: {len(samples_s)} of {each} batches were run")
-                point["observed_s"] = samples_s
-        (RAW / f"{name}.json").write_text(json.dumps(raw, indent=1))
+        found = [
+            samples_s
+            for cores in GRID.cpu_cores
+            for samples_s in _executions(file, device, cores, GRID.batches, effort)
+        ]
+        if {len(samples_s) for samples_s in found} != {each}:
+            raise RuntimeError(f"{name}: not all of {each} batches were run at each point")
+        _keep(f"{name}.observed", {"observed_s": found})
         _tell(f"{name}: {each} batches observed in each configuration")
 
 
 def _executions(
-    file: ModelFile, device: Device, cores: int, points: Sequence[dict[str, Any]], each: int
+    file: ModelFile, device: Device, cores: int, batches: tuple[int, ...], effort: Effort
 ) -> list[list[float]]:  # fmt: skip
-    effort = Effort(warm_ups=1, runs_min=each, runs_max=each, least_s=0.0)
     feeds, _ = input_feeds(file)
     with Worker(Place(device=device, cpu_cores=cores)) as worker:
-        job = ModelJob(path=file.path, feeds=feeds, batches=tuple(point["batch"] for point in points), effort=effort)
+        job = ModelJob(path=file.path, feeds=feeds, batches=batches, effort=effort)
         return [list(one.samples_s) for one in worker.do(job)]
+
+
+def _keep(name: str, raw: dict[str, Any]) -> None:
+    (RAW / f"{name}.json").write_text(json.dumps(raw, indent=1))
+
+
+def _read(composed: Path) -> dict[str, Any]:
+    """A model's raw numbers, from all parts."""
+    raw: dict[str, Any] = json.loads(composed.read_text())
+    measured = json.loads((RAW / f"{raw['name']}.whole.json").read_text())
+    raw["whole_s"] = measured["whole_s"]
+    for point, executions_s in zip(raw["points"], measured["executions_s"], strict=True):
+        point["executions_s"] = executions_s
+    observed = RAW / f"{raw['name']}.observed.json"
+    if observed.exists():
+        for point, observed_s in zip(raw["points"], json.loads(observed.read_text())["observed_s"], strict=True):
+            point["observed_s"] = observed_s
+    return raw
 
 
 def report() -> None:
     """Work out errors from the raw numbers, leave one model out; write the record and the picture."""
-    raws = sorted((json.loads(path.read_text()) for path in RAW.glob("*.json")), key=lambda raw: int(raw["place"]))
+    raws = sorted(map(_read, RAW.glob("*.composed.json")), key=lambda raw: int(raw["place"]))
     rows = {raw["name"]: [_row(raw["name"], point) for point in raw["points"]] for raw in raws}
     models = []
     for raw in raws:
@@ -171,7 +190,8 @@ def report() -> None:
         models.append({**_figures(raw), "margin": correction.margin})
         _observed(raw)
         if "after_s" in raw["points"][0]:
-            models[-1]["after_200_batches"] = _errors(raw, "after_s", "after_planned_s")
+            models[-1]["observed_batches"] = sum(len(_counted_s(point)) for point in raw["points"])
+            models[-1]["after_observed"] = _errors(_held_out(raw), "after_s", "after_planned_s")
         print(_line(models[-1]))
     results = {"models": models, "all": _summary(models, raws), "points": _points(raws)}
     print(json.dumps(results["all"], indent=1))
@@ -234,7 +254,7 @@ def _observed(raw: dict[str, Any]) -> None:
             ],
         )
     )
-    for window in range(1, 1 + -(-len(raw["points"][0]["observed_s"]) // 5)):
+    for window in range(1, 1 + -(-len(_counted_s(raw["points"][0])) // 5)):
         observed = observed.after(5.0 * window, [_counted(point, 5 * window) for point in raw["points"]])
     corrected = {one.configuration: one for one in observed.correct("f")}
     factors = observed.factors("f")
@@ -244,9 +264,19 @@ def _observed(raw: dict[str, Any]) -> None:
         point["after_planned_s"] = corrected[configuration].exec_s
 
 
+def _counted_s(point: dict[str, Any]) -> list[float]:
+    """Two of three executions, in order."""
+    return [exec_s for place, exec_s in enumerate(point["observed_s"]) if place % 3 != 2]
+
+
+def _held_out(raw: dict[str, Any]) -> dict[str, Any]:
+    """The same points with the executions that were not counted, in place of those of another time."""
+    return {"points": [{**point, "executions_s": point["observed_s"][2::3]} for point in raw["points"]]}
+
+
 def _counted(point: dict[str, Any], batches: int) -> Counted:
     """The first batches of a configuration as the watchdog's histogram counts them."""
-    samples = np.asarray(point["observed_s"][:batches])
+    samples = np.asarray(_counted_s(point)[:batches])
     buckets = tuple((bound, float((samples <= bound).sum())) for bound in (*_BOUNDS, float("inf")))
     series = Series(
         instance="one", function="f", batch=point["batch"], cpu_cores=point["cpu_cores"], gpu_percent=0
@@ -265,7 +295,12 @@ def _summary(models: list[dict[str, Any]], raws: list[dict[str, Any]]) -> dict[s
             None,
         ),
         **(
-            {"after_200_batches": _errors(everything, "after_s", "after_planned_s")}
+            {
+                "after_observed": _errors(_held_out(everything), "after_s", "after_planned_s"),
+                "models_with_mean_error_above_5_percent_after": [
+                    m["name"] for m in models if m["after_observed"]["mean"] > 0.05
+                ],
+            }
             if "after_s" in everything["points"][0]
             else {}
         ),
@@ -287,12 +322,16 @@ def _round(value: float) -> float:
 
 
 def _line(model: dict[str, Any]) -> str:
-    bare, corrected, after = model["bare_sum"], model["corrected"], model.get("after_200_batches")
+    bare, corrected, after = model["bare_sum"], model["corrected"], model.get("after_observed")
     return (
         f"{model['place']:2} {model['name']:17} bare {bare['mean']:6.1%}  corrected {corrected['mean']:6.1%}"
         f"  p90 {corrected['p90']:6.1%}  max {corrected['max']:6.1%}  late {corrected['exceed_share']:6.1%}"
         f"  time {model['profiling_over_whole']:5.2f} of {model['whole_s']:5.1f} s"
-        + (f"  after 200: {after['mean']:5.1%}, late {after['exceed_share']:5.1%}" if after else "")
+        + (
+            f"  after {model['observed_batches']}: {after['mean']:5.1%}, late {after['exceed_share']:5.1%}"
+            if after
+            else ""
+        )
     )
 
 

@@ -75,6 +75,7 @@ def profile_command() -> None:
     type=click.IntRange(1),
     help="Operators that run at the same time and share the cores; instances run one after the other.",
 )
+@click.option("--anew", is_flag=True, help="Measure this model's operators again: the machine has changed.")
 @click.option("--name", help="What it is called in the database (default from the file).")
 @click.option("--verify", is_flag=True, help="Measure the whole model as well, and show the errors.")
 @click.option(
@@ -86,7 +87,7 @@ def profile_command() -> None:
 @_JSON
 def profile_model(  # noqa: PLR0913, PLR0917 - one for each option
     model: Path, batches: str, cores: str | None, gpu_percents: str | None, shapes: tuple[str, ...],
-    sample: Path | None, threads: int, name: str | None, verify: bool, picture: Path | None,
+    sample: Path | None, threads: int, anew: bool, name: str | None, verify: bool, picture: Path | None,
     state_dir: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Predict a model's execution times from its operators (also: infless profile MODEL)."""
@@ -94,15 +95,19 @@ def profile_model(  # noqa: PLR0913, PLR0917 - one for each option
     from infless_profiler.measure import core_counts
     from infless_profiler.model_file import exported, parse_shapes, read_model, read_samples
     from infless_profiler.prediction import Grid
+    from infless_profiler.sessions import check_shares
 
     if picture is not None and not verify:
         raise InvalidInput("--picture draws what --verify measures; add --verify")
     tables = _tables(state_dir, gpu=gpu_percents is not None)
+    shares = _numbers("--gpu-percents", gpu_percents, 100) if gpu_percents else (0,)
+    if gpu_percents:
+        check_shares(shares)
     machine = len(usable_cores(0))
     grid = Grid(
         batches=_numbers("--batches", batches, 4096),
         cpu_cores=_numbers("--cores", cores, machine) if cores else core_counts(machine),
-        gpu_percents=_numbers("--gpu-percents", gpu_percents, 100) if gpu_percents else (0,),
+        gpu_percents=shares,
         inter_op_threads=threads,
     )
     progress, done = _progress()
@@ -110,7 +115,7 @@ def profile_model(  # noqa: PLR0913, PLR0917 - one for each option
         with TemporaryDirectory(prefix="infless-export-") as folder, exported(model, Path(folder)) as path:
             file = read_model(path, parse_shapes(shapes), read_samples(sample) if sample else None, name)
             with Profiler(tables, progress=progress) as profiler:
-                profile = profiler.profile(file, grid)
+                profile = profiler.profile(file, grid, anew=anew)
                 if verify:
                     profile = profiler.verify(file, profile)
     finally:
@@ -127,7 +132,7 @@ def _draw(profile: Any, picture: Path | None) -> None:
 
     target = picture or Path(f"{profile.graph.name}.verify.png")
     try:
-        draw([profile], target, f"{profile.graph.name}: predicted from operators against measured whole")
+        draw(profile, target)
     except InvalidInput as error:
         if picture is not None:
             raise

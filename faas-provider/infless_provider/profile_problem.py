@@ -12,6 +12,7 @@ from infless_core.model import Configuration, FunctionDemand, Gpu, Problem, Prof
 from infless_core.units import parse_duration_s, parse_memory_bytes
 from infless_profiler.correction import learn, settle
 from infless_profiler.measure import REQUEST_S
+from infless_profiler.sessions import gpu_memory_bytes
 from infless_profiler.tables import ProfiledModel, Tables
 from infless_provider.settings import usable_cores
 
@@ -58,7 +59,7 @@ def problem_of(
             profile=points,
         )
     memory_bytes = parse_memory_bytes(memory, "--memory") if memory else psutil.virtual_memory().total
-    gpus = (Gpu(id="gpu0", memory_bytes=0),) if tables.device.kind == "cuda" else ()
+    gpus = (Gpu(id="gpu0", memory_bytes=gpu_memory_bytes()),) if tables.device.kind == "cuda" else ()
     return Problem(
         servers=tuple(
             Server(
@@ -84,6 +85,7 @@ def profile_points(model: ProfiledModel, tables: Tables) -> tuple[ProfilePoint, 
             exec_s=settle(one.composed_s, one.features, one.executions_s, correction).planned_s
             + one.point.batch * REQUEST_S,
             memory_bytes=one.memory_bytes,
+            gpu_memory_bytes=one.memory_bytes if one.point.gpu_percent else 0,
         )
         for one in model.times
     )

@@ -85,11 +85,11 @@ def settled_json(model: ProfiledModel, tables: Tables) -> dict[str, Any]:
         "device": tables.device.name,
         "runtime": tables.device.runtime,
         "profiled_at": _date(model.profiled_at_s),
-        "calls": about.get("calls"),
-        "operators": {"new": about.get("new_operators"), "reused": about.get("reused_operators")},
-        "operator_times": {"measured": about.get("new_points"), "needed": about.get("needed_points")},
-        "profiling_s": about.get("profiling_s"),
-        "whole_s": about.get("whole_s"),
+        "calls": about.get("calls", 0),
+        "operators": {"new": about.get("new_operators", 0), "reused": about.get("reused_operators", 0)},
+        "operator_times": {"measured": about.get("new_points", 0), "needed": about.get("needed_points", 0)},
+        "profiling_s": about.get("profiling_s", 0.0),
+        "whole_s": about.get("whole_s", 0.0),
         "correction": {"models": correction.models, "margin": correction.margin},
         "predictions": predictions,
         "warnings": about.get("warnings", []),
@@ -102,7 +102,7 @@ def model_head(model: ProfiledModel) -> dict[str, Any]:
         "name": model.name,
         "digest": model.digest,
         "profiled_at": _date(model.profiled_at_s),
-        "operators": model.about.get("operators"),
+        "operators": model.about.get("operators", 0),
         "configurations": len(model.times),
         "measured_whole": sum(1 for one in model.times if one.executions_s),
     }
@@ -141,12 +141,15 @@ def _table(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
     gpu = any(one["gpu_percent"] for one in predictions)
     measured = any("measured_s" in one for one in predictions)
     head = f"{'batch':>6}{'cores':>7}{'gpu':>6}" if gpu else f"{'batch':>6}{'cores':>7}"
-    head += f"{'expected':>11}{'planned':>10}{'requests/s':>12}{'memory':>11}"
+    sure = any("spread" in one for one in predictions)
+    head += f"{'expected':>11}{'sure to':>9}" if sure else f"{'expected':>11}"
+    head += f"{'planned':>10}{'requests/s':>12}{'memory':>11}"
     head += f"{'measured':>11}{'error':>8}" if measured else ""
     lines = [head]
     for one in predictions:
         line = f"{one['batch']:>6}{one['cpu_cores']:>7}" + (f"{one['gpu_percent']:>5}%" if gpu else "")
-        line += f"{format_duration(one['expected_s']):>11}{format_duration(one['planned_s']):>10}"
+        line += f"{format_duration(one['expected_s']):>11}" + (f"{one['spread']:>9.1%}" if sure else "")
+        line += f"{format_duration(one['planned_s']):>10}"
         line += f"{one['batch'] / one['planned_s']:>12,.0f}{format_bytes(one['memory_bytes']):>11}"
         if "measured_s" in one:
             line += f"{format_duration(one['measured_s']):>11}"

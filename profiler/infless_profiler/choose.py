@@ -17,7 +17,7 @@ from infless_profiler.operators import ModelGraph, Point, state
 SURE = 0.04
 """A standard deviation of the composed time of 4 %, about what two measurements of a whole model differ by. The next
 percent would cost as much again."""
-ALIKE = 0.3
+ALIKE = 0.2
 """Correlation of errors within a family: what an estimate is wrong by, its like are wrong by as well, in part."""
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ _FORMAT = "infless operator profiles"
 _TEXTS = {"kind", "name", "runtime", "signature", "description", "digest"}
 _JSONS = {"machine", "about", "features", "executions_s"}
 _REALS = {"exec_s", "spread", "measured_at_s", "profiled_at_s", "composed_s"}
+_REAL_MAX = 1e300
+"""Beyond it, and where nothing can be compared, is no number of ours."""
 _LEAST = {"batch": 1, "cpu_cores": 1, "samples": 1, "looks": 1}
 _MOST = {"gpu_percent": 100, "cold": 1}
 
@@ -70,14 +71,14 @@ def _checked(source: Path, data: Mapping[str, Any]) -> tables.Rows:
     devices = {row["id"] for row in rows["device"]}
     operators = {row["signature"] for row in rows["operator"]}
     models = {(row["device"], row["digest"]) for row in rows["model"]}
-    for table in ("operator_time", "model", "model_time"):
+    known: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "operator_time": lambda row: row["device"] in devices and row["signature"] in operators,
+        "model": lambda row: row["device"] in devices,
+        "model_time": lambda row: (row["device"], row["digest"]) in models,
+    }
+    for table, is_known in known.items():
         for place, row in enumerate(rows[table]):
-            known = (
-                row["device"] in devices
-                and row.get("signature", next(iter(operators), None)) in {*operators, None}
-                and (table != "model_time" or (row["device"], row["digest"]) in models)
-            )
-            if not known:
+            if not is_known(row):
                 raise InvalidInput(f"{source}: {table}[{place}] speaks of something that the file does not hold")
     for place, row in enumerate(rows["operator"]):
         try:
@@ -99,7 +100,7 @@ def _fault(row: Any, columns: tuple[str, ...]) -> str:
         elif key in _TEXTS:
             good = isinstance(value, str)
         elif key in _REALS:
-            good = type(value) in (int, float) and math.isfinite(value) and value >= 0
+            good = type(value) in (int, float) and 0 <= value < _REAL_MAX
         else:
             good = type(value) is int and _LEAST.get(key, 0) <= value <= _MOST.get(key, 2**63 - 1)
         if not good:
@@ -117,7 +118,7 @@ def _is_good_json(key: str, text: Any) -> bool:
         return False
     if key in ("machine", "about"):
         return isinstance(value, dict)
-    numbers = isinstance(value, list) and all(type(one) in (int, float) and math.isfinite(one) for one in value)
+    numbers = isinstance(value, list) and all(type(one) in (int, float) and abs(one) < _REAL_MAX for one in value)
     if key == "features":
         return numbers and len(value) == len(FEATURES)
     return numbers and len(value) > 0 and min(value) > 0

@@ -259,7 +259,7 @@ def exported(path: Path, folder: Path) -> Iterator[Path]:
     Raises:
         InvalidInput: torch or its exporter is missing, or cannot export it.
     """
-    if path.suffix != ".pt2":
+    if path.suffix.lower() != ".pt2":
         yield path
         return
     try:

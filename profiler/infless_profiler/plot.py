@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ _INK, _MUTED, _RULE = "#1f2933", "#697586", "#d7dde5"
 _COLOURS = ("#3b82c4", "#e08a2e", "#2e8b57", "#7c5cb0", "#9a6a2f", "#d64545")
 
 
-def draw(profiles: list[Profile], path: Path, title: str) -> None:
+def draw(profile: Profile, path: Path) -> None:
     """Measured times across, predicted ones up; on the line they are equal, between the dotted ones within 10 %.
 
     Raises:
@@ -21,32 +22,22 @@ def draw(profiles: list[Profile], path: Path, title: str) -> None:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise InvalidInput("--picture needs matplotlib: pip install 'infless[report]'") from error
+        raise InvalidInput("a picture needs matplotlib: pip install 'infless[report]'") from error
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 6.4), layout="constrained")
     everything: list[float] = []
-    for place, profile in enumerate(profiles):
-        for cores in sorted({one.point.place for one in profile.predictions}):
-            points = [one for one in profile.predictions if one.point.place == cores and one.measured_s]
-            measured = [1000 * float(one.measured_s or 0) for one in points]
-            expected = [1000 * one.expected_s for one in points]
-            everything += measured + expected
-            label = profile.graph.name if len(profiles) > 1 else _place_text(cores)
-            first = cores == profile.predictions[0].point.place or len(profiles) == 1
-            axes.scatter(
-                measured,
-                expected,
-                s=22,
-                color=_COLOURS[place % len(_COLOURS)] if len(profiles) > 1 else _COLOURS[cores[0] % len(_COLOURS)],
-                marker=("o", "s", "^", "D")[(place // len(_COLOURS) + cores[0] - 1) % 4],
-                label=label if first else None,
-            )
-            if len(profiles) == 1:
-                for one, x, y in zip(points, measured, expected, strict=True):
-                    axes.annotate(f"b={one.point.batch}", (x, y), (4, -9), textcoords="offset points", fontsize=7)
-    _frame(axes, everything, title)
+    places = sorted({one.point.place for one in profile.predictions})
+    for place, colour in zip(places, itertools.cycle(_COLOURS), strict=False):
+        points = [one for one in profile.predictions if one.point.place == place and one.measured_s]
+        measured = [1000 * float(one.measured_s or 0) for one in points]
+        expected = [1000 * one.expected_s for one in points]
+        everything += measured + expected
+        axes.scatter(measured, expected, s=22, color=colour, label=_place_text(place))
+        for one, x, y in zip(points, measured, expected, strict=True):
+            axes.annotate(f"b={one.point.batch}", (x, y), (4, -9), textcoords="offset points", fontsize=7)
+    _frame(axes, everything, f"{profile.graph.name}: predicted from operators against measured whole")
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

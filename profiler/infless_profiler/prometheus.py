@@ -26,8 +26,8 @@ def check_url(url: str, where: str) -> str:
     Raises:
         InvalidInput: names the place and says what is allowed.
     """
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         sound = False

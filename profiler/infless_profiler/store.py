@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from infless_core.errors import StateError
+from infless_core.errors import InvalidInput, StateError
 from infless_core.model import Configuration
 from infless_profiler.measure import Measurement
 from infless_profiler.observe import Level
@@ -49,15 +49,15 @@ class ProfileStore:
                 "SELECT batch, cpu_cores, gpu_percent, samples_s, memory_bytes FROM measurement"
                 " WHERE digest = ? AND machine = ? ORDER BY batch, cpu_cores, gpu_percent",
                 (digest, self._machine),
-            ).fetchall()
-        return [
-            Measurement(
-                configuration=Configuration(batch=batch, cpu_cores=cores, gpu_percent=gpu),
-                samples_s=tuple(json.loads(samples)),
-                memory_bytes=memory,
             )
-            for batch, cores, gpu, samples, memory in rows
-        ]
+            return [
+                Measurement(
+                    configuration=Configuration(batch=batch, cpu_cores=cores, gpu_percent=gpu),
+                    samples_s=tuple(json.loads(samples)),
+                    memory_bytes=memory,
+                )
+                for batch, cores, gpu, samples, memory in rows
+            ]
 
     def coverage(self, digest: str) -> Configuration | None:
         """The largest batch and the most cores that were asked for when a function was timed; None if it never was."""
@@ -133,5 +133,5 @@ class ProfileStore:
                 db.executescript(_SCHEMA)
                 with db:
                     yield db
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError, InvalidInput) as error:
             raise StateError(f"the profile database {self._path} cannot be used: {error}") from error

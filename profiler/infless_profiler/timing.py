@@ -36,7 +36,7 @@ class Timing:
         return replace(better, samples=self.samples + other.samples, looks=self.looks + other.looks)
 
 
-DOUBT_MIN, DOUBT_MAX = 0.06, 0.12
+DOUBT_MIN, DOUBT_MAX = 0.05, 0.12
 """Of a single look: runs that agree may all have met the same disturbance; runs that do not still show their lowest."""
 
 

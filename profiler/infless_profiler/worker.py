@@ -180,7 +180,7 @@ def _time_alone(run: Callable[[], Any], effort: Effort, before: Callable[[], Non
     alone_s: list[float] = []
     for _ in range(effort.warm_ups):
         warm_s = _run_s(run)
-        if warm_s > effort.long_s and before is _nothing:  # of something long the first run counts as well
+        if warm_s > effort.long_s:  # of something long the first run counts as well, wherever its weights were
             runs_s.append(warm_s)
             alone_s.append(warm_s)
     while not effort.enough(len(alone_s), sum(alone_s)) and not effort.given_up(len(runs_s), sum(runs_s)):

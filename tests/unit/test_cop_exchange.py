@@ -73,12 +73,12 @@ def test_the_newer_of_two_stays(here: Tables, exported: Path) -> None:
 
 
 def test_what_is_newer_replaces_and_is_counted_once(here: Tables, exported: Path) -> None:
-    """Points of an older profile go with it, and are not counted."""
+    """Points that only the older profile has stay, and are not counted."""
     fill(here, 9.0, 0.5, points=4)
     counts = bring_in(here.path, exported)
     assert (counts["operator_time"], counts["model"], counts["model_time"]) == (1, 1, 2)
     assert here.operators()[0].timing.exec_s == 0.001
-    assert len(here.models()[0].times) == 2
+    assert len(here.models()[0].times) == 4
 
 
 def test_other_devices_stay_others(here: Tables, tmp_path: Path) -> None:

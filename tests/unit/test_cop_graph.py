@@ -63,7 +63,7 @@ def run_alone(found: Extraction, batch: int) -> None:
         case = found.cases[signature]
         feed = {name: one.array(batch) for name, one in case.feeds.items()}
         for copies in (1,) if operator.type == MODEL else (1, 3):
-            session = open_session(case.model(copies), DEVICE, 1, optimise=False)
+            session = open_session(case.path or case.model(copies), DEVICE, 1, optimise=False)
             answers = session.run(None, feed)
             wanted = next((one for one in operator.outputs if one is not None), None)
             if operator.domain != OURS and wanted is not None:

@@ -218,21 +218,22 @@ class TestAround:
 
     def test_on_a_processor_answers_are_copied_for_the_caller(self) -> None:
         """And the call itself takes time, by its number of inputs and outputs."""
-        found = list(around(self.TAKES, self.GIVES, CPU))
+        found, _ = around(self.TAKES, self.GIVES, CPU)
         assert [one.type for one in found] == [CALL, TRANSFER]
         assert found[0].attributes == {"inputs": 2, "outputs": 1}
         assert (found[1].attributes, found[1].inputs) == ({"to": "caller"}, self.GIVES)
 
     def test_on_a_gpu_inputs_go_there_and_outputs_come_back(self) -> None:
         """One copy for each."""
-        found = list(around(self.TAKES, self.GIVES, GPU))
+        found, _ = around(self.TAKES, self.GIVES, GPU)
         assert [one.type for one in found] == [CALL, TRANSFER, TRANSFER, TRANSFER]
         assert [one.attributes["to"] for one in found[1:]] == ["device", "device", "host"]
         assert [one.inputs[0] for one in found[1:]] == [*self.TAKES, *self.GIVES]
 
     def test_the_empty_model_has_as_many_inputs_and_outputs(self) -> None:
         """Of one number each; a model without inputs is called all the same."""
-        case = next(iter(around(self.TAKES, (), CPU).values()))
+        _, case = around(self.TAKES, (), CPU)
         assert (len(case.feeds), len(case.nodes), len(case.gives)) == (2, 2, 1)
-        case = next(iter(around((), self.GIVES * 3, CPU).values()))
+        found, case = around((), self.GIVES * 3, CPU)
+        assert [one.type for one in found] == [CALL, TRANSFER, TRANSFER, TRANSFER]  # equal copies count each
         assert (len(case.feeds), len(case.nodes), len(case.gives)) == (1, 3, 3)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import psutil
 import pytest
 from benchmarks.models import mlp
@@ -257,7 +258,7 @@ def test_a_model_larger_than_memory(tables: Tables, model: Any, monkeypatch: pyt
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     with (
         Profiler(tables) as profiler,
-        pytest.raises(InvalidInput, match=r"batch of 8 needs at least .* 64 KiB are free"),
+        pytest.raises(InvalidInput, match=r"needs four times as much memory, and 64 KiB are free"),
     ):
         profiler.profile(file, GRID)
     assert FakeWorker.jobs == []
@@ -278,6 +279,8 @@ def test_operators_side_by_side_are_another_profile(tables: Tables, model: Any) 
 def test_shares_of_a_gpu_with_a_fake_one(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies to the device and back are operators; shares are points; more of the GPU takes less time."""
     monkeypatch.setattr(Device, "providers", [("CPUExecutionProvider", {})])
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda _: both)
     gpu = Device(kind="cuda", name="fake", runtime="onnxruntime 1.2")
     tables = Tables(tmp_path / "operators.sqlite", gpu)
     with Profiler(tables) as profiler:

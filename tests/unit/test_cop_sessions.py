@@ -44,7 +44,7 @@ class TestDevice:
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: ANSWER)
         device = this_device(gpu=True)
-        assert (device.kind, device.name, device.key) == ("cuda", "NVIDIA H100", "cuda: NVIDIA H100")
+        assert (device.kind, device.name) == ("cuda", "NVIDIA H100")
         assert [name for name, _ in device.providers] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ class TestModel:
         assert result.exit_code == 0, result.stderr
         lines = result.stdout.splitlines()
         assert lines[0].startswith("net on ")
-        assert lines[2].split() == ["batch", "cores", "expected", "planned", "requests/s", "memory"]
+        assert lines[2].split() == ["batch", "cores", "expected", "sure", "to", "planned", "requests/s", "memory"]
         assert [line.split()[:2] for line in lines[3:5]] == [["1", "1"], ["2", "1"]]
         assert "reading the graph" in result.stderr
         assert "reading" not in result.stdout
@@ -155,19 +155,9 @@ class TestModel:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         result = run("net.onnx", *SMALL, "--verify")
         assert (result.exit_code, result.stderr.splitlines()[-1]) == (
-            0, "--picture needs matplotlib: pip install 'infless[report]'"
+            0, "a picture needs matplotlib: pip install 'infless[report]'"
         )  # fmt: skip
         assert run("net.onnx", *SMALL, "--verify", "--picture", "x.png").exit_code == 2
-
-    def test_a_picture_of_several_models(self, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-        """As the benchmark draws it."""
-        pytest.importorskip("matplotlib")
-        drawn: list[Any] = []
-        real = plot.draw
-        monkeypatch.setattr(plot, "draw", lambda profiles, path, title: drawn.extend(profiles))
-        run("net.onnx", *SMALL, "--verify")
-        real(drawn * 2, Path("both.png"), "two")
-        assert Path("both.png").stat().st_size > 10_000
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

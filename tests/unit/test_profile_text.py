@@ -52,9 +52,9 @@ def test_a_profile() -> None:
     assert lines() == [
         "net on p x2, onnxruntime 1.2: 2 calls of 3 operators",
         "",
-        " batch  cores   expected   planned  requests/s     memory",
-        "     1      1       10ms      12ms          83    150 MiB",
-        "     2      1       20ms      24ms          83    150 MiB",
+        " batch  cores   expected  sure to   planned  requests/s     memory",
+        "     1      1       10ms     2.0%      12ms          83    150 MiB",
+        "     2      1       20ms     2.0%      24ms          83    150 MiB",
         "",
         "operators: 1 new, 2 known before",
         "operator times: 5 of 12 measured in 2s",
@@ -70,7 +70,7 @@ def test_what_was_verified_stands_beside_it() -> None:
         whole_was_measured=True, correction=Correction(margin=1.2, models=3),
     )  # fmt: skip
     assert found[2].split() == [
-        "batch", "cores", "expected", "planned", "requests/s", "memory", "measured", "error",
+        "batch", "cores", "expected", "sure", "to", "planned", "requests/s", "memory", "measured", "error",
     ]  # fmt: skip
     assert found[3].split()[-2:] == ["12.5ms", "-20.0%"]
     assert found[4].split()[-2:] == ["16ms", "+25.0%"]
@@ -116,7 +116,7 @@ def test_out_of_the_database(tmp_path: Path) -> None:
     found = profile_text.of_profile(told).splitlines()
     assert found[3].split() == ["1", "1", "20ms", "20.4ms", "49", "150", "MiB", "20ms"]
     assert found[4].split() == ["2", "1", "16ms", "20ms", "100", "150", "MiB"]
-    other = replace(GRAPH, digest="other")
+    other = replace(GRAPH, digest="other", name="other")
     twice = tuple(prediction(batch, executions_s=(0.016 * batch,) * 20) for batch in (1, 2))
     tables.save_model(kept(profile(*twice, graph=other), 1.0))
     learned = profile_text.settled_json(tables.model("012345"), tables)

@@ -17,7 +17,10 @@ from infless_watchdog.torch_model import TorchModel
 
 torch = pytest.importorskip("torch")
 # torch calls its own TorchScript old; people have models in it all the same.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+pytestmark = [  # TorchScript is deprecated; there are still such files
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning"),
+]
 
 OCTETS = "application/octet-stream"
 Load = Callable[..., TorchModel]
@@ -144,7 +147,6 @@ def test_half_precision_goes_in_and_out_as_float32(exported: Load) -> None:
     assert ask(model, call([1.5, -1, 0])) == [1.5, 0, 0]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning")  # there are still such files
 def test_torchscript_takes_the_shape_that_is_said(scripted: Load) -> None:
     """Of its only input, or by name; answers are those of the module."""
     torch.manual_seed(0)
@@ -159,7 +161,6 @@ def test_torchscript_takes_the_shape_that_is_said(scripted: Load) -> None:
         assert model.metadata()["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 3]}]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning")
 def test_torchscript_without_a_shape_is_refused(scripted: Load) -> None:
     """The sentence says which setting is missing."""
     with pytest.raises(LoadError, match="does not say the shape of input input; set input_shape, such as"):

@@ -1,1 +1,1 @@
-"""Execution times of functions: measured whole today; composed from operators (COP) and kept current next."""
+"""Execution times: of models from their operators, of functions whole; measured, learned and kept current."""

@@ -102,7 +102,8 @@ def _left_out(rows: Sequence[WholeTime], model: str) -> list[np.ndarray]:
 def _quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float:
     order = np.argsort(values)
     shares = np.cumsum(weights[order]) / weights.sum()
-    return float(values[order][min(int(np.searchsorted(shares, level)), len(values) - 1)])
+    place = int(np.searchsorted(shares, level - 1e-9))  # sums of shares differ in their last digits
+    return float(values[order][min(place, len(values) - 1)])
 
 
 def _fit(rows: Sequence[WholeTime]) -> np.ndarray:

@@ -157,9 +157,9 @@ class TestWorker:
         with Worker(Place(device=this_device(), cpu_cores=1)) as worker:
             job = ModelJob(path=file.path, feeds=feeds, batches=(1, 2), effort=FEW)
             whole = worker.do(job, lambda timed: heard.append(timed.point))
+            beside, case = around(inputs, inputs, this_device())
             parts = [
-                worker.do(OperatorJob(operator=operator, case=case, points=(Point(4, 1),)))[0]
-                for operator, case in around(inputs, inputs, this_device()).items()
+                worker.do(OperatorJob(operator=operator, case=case, points=(Point(4, 1),)))[0] for operator in beside
             ]
         assert heard == [one.point for one in whole] == [Point(1, 1), Point(2, 1)]
         assert all(3 <= len(one.samples_s) <= 5 and one.memory_bytes > 10 << 20 for one in whole)
@@ -184,10 +184,11 @@ class TestWorker:
         from infless_profiler.operators import Tensor
 
         small, large = (Tensor(dtype="float32", dims=((0, 1), (size, 0))) for size in (1, 4_000_000))
+        beside, case = around((), (small, large), this_device())
         with Worker(Place(device=this_device(), cpu_cores=1)) as worker:
             times = [
                 worker.do(OperatorJob(operator=operator, case=case, points=(Point(1, 1),)))[0].timing.exec_s
-                for operator, case in around((), (small, large), this_device()).items()
+                for operator in beside
                 if operator.type == TRANSFER
             ]
         assert times[1] > 10 * times[0]

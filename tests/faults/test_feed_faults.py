@@ -178,7 +178,9 @@ def test_a_damaged_database_stops_nothing(provider: ProviderProcess, tmp_path: P
     clients = Clients(provider)
     try:
         wait_until(lambda: gauge(provider, "infless_profile_factor{"), "the profile is known")
-        (provider.state / "profiles.sqlite").write_bytes(b"no database " * 1000)
+        (tmp_path / "damaged").write_bytes(b"no database " * 1000)
+        # In one step: a write that is under way just now would heal half of the file.
+        (tmp_path / "damaged").replace(provider.state / "profiles.sqlite")
         (tmp_path / "sleep").write_text("0.04")
         wait_until(lambda: (gauge(provider, "infless_profile_factor{") or 0) > 3, "the change is followed", 45.0)
         wait_until(lambda: said(provider, "a restart will not know the corrections"), "the damage is told")

@@ -33,7 +33,7 @@ class _Profile(click.Group):
         """Put the command's name where it is left out."""
         if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
             stack = not args or any(one in ("-f", "--yaml", "--filter", "--bundles") for one in args)
-            model = any(Path(one).suffix.lower() in _MODEL_FILES for one in args) or not args[:1] or args[0][0] != "-"
+            model = any(Path(one).suffix.lower() in _MODEL_FILES for one in args) or (args and args[0][0] != "-")
             args = ["functions" if stack or not model else "model", *args]
         return super().parse_args(ctx, args)
 

@@ -10,10 +10,10 @@ from typing import Any
 from infless_core.clock import SystemClock
 from infless_core.labels import parse_wishes
 from infless_profiler.measure import batch_sizes
+from infless_profiler.sessions import processor_name
 from infless_profiler.store import ProfileStore
 from infless_provider.bundles import digest_of, find_bundle, profile_key
 from infless_provider.profiling import Profiles
-from infless_provider.service import machine_name
 from infless_provider.settings import usable_cores
 from infless_provider.stackfile import read_stack
 
@@ -33,7 +33,7 @@ def profile_functions(
         InflessError: see `build` and `measure`.
     """
     profiles = Profiles(
-        ProfileStore(state_dir / "profiles.sqlite", machine_name()), SystemClock(), len(usable_cores(cpu_cores))
+        ProfileStore(state_dir / "profiles.sqlite", processor_name()), SystemClock(), len(usable_cores(cpu_cores))
     )
     tables: dict[str, list[dict[str, Any]]] = {}
     for function in read_stack(stack_path, os.environ, names).functions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from infless_core.clock import SystemClock
 from infless_core.errors import InvalidInput
 from infless_core.model import Server
 from infless_profiler.scrape import InstanceSource
+from infless_profiler.sessions import processor_name
 from infless_profiler.store import ProfileStore
 from infless_provider import auth, logs
 from infless_provider.autoscaler import Autoscaler
@@ -37,17 +37,6 @@ DRAIN_S = 10.0
 """What Docker and systemd users expect at least between SIGTERM and the end."""
 
 
-def machine_name() -> str:
-    """What execution times hold for: the processor and how many of them."""
-    model = "unknown processor"
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a kernel file
-            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
-    except OSError:
-        pass
-    return f"{model} x{os.cpu_count()}"
-
-
 class Provider:
     """Starts everything, routes every request, stops everything."""
 
@@ -65,7 +54,7 @@ class Provider:
         self._password = auth.ensure_password(settings.password_file) if settings.auth else None
         self._state = State(settings.database)
         self._metrics = Metrics()
-        store = ProfileStore(settings.profiles, machine_name())
+        store = ProfileStore(settings.profiles, processor_name())
         profiles = Profiles(store, self._clock, len(cpus), settings.scratch)
         backend = ProcessBackend(cpus, settings.state_dir)
         self._controller = Controller(settings, self._state, backend, profiles, self._clock)

@@ -32,10 +32,10 @@ def around(inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Device) 
         Operator(domain=OURS, type=TRANSFER, version=1, attributes={"to": to}, inputs=(tensor,))
         for to, tensor in copies
     ]
-    return [call, *transfers], _empty_model(max(1, len(inputs)), max(1, len(outputs)))
+    return [call, *transfers], empty_model(max(1, len(inputs)), max(1, len(outputs)))
 
 
-def _empty_model(inputs: int, outputs: int) -> Case:
+def empty_model(inputs: int, outputs: int) -> Case:
     """A model that does nothing with so many inputs and outputs of one number each."""
     from onnx import helper
 

@@ -63,8 +63,8 @@ def parts_of(
 
 def composed(parts: Sequence[Part], known: Known) -> tuple[float, float]:
     """A model's time, and its standard deviation as a share of it."""
-    total_s = sum(part.calls * known[part.signature, part.point].exec_s for part in parts)
-    return total_s, math.sqrt(sum(_Doubt(parts, known, total_s).by_family.values()))
+    doubt = _Doubt(parts, known)
+    return doubt.total_s, doubt.spread
 
 
 def worth_measuring(parts: Parts, known: Known, sure: float = SURE) -> list[tuple[str, Point]]:
@@ -75,20 +75,17 @@ def worth_measuring(parts: Parts, known: Known, sure: float = SURE) -> list[tupl
         known: what is known of them.
         sure: the spread of the sum that is wanted in every configuration.
     """
-    doubts = [
-        _Doubt(terms, known, sum(part.calls * known[part.signature, part.point].exec_s for part in terms))
-        for terms in parts.values()
-    ]
+    doubts = [_Doubt(terms, known) for terms in parts.values()]
     weights: dict[tuple[str, Point], float] = {}
     for doubt in doubts:
         for key, weight in doubt.weights.items():
-            if doubt.variance > sure**2:
+            if doubt.spread > sure:
                 weights[key] = max(weight, weights.get(key, 0.0))
     chosen: list[tuple[str, Point]] = []
     settled: set[tuple[str, Point]] = set()
     # The heaviest first; of those that weigh about as much, the one that takes least.
     for key in sorted(weights, key=lambda key: (-round(2 * math.log2(weights[key] + 1e-9)), known[key].exec_s, key)):
-        unsure = [doubt for doubt in doubts if doubt.variance > sure**2]
+        unsure = [doubt for doubt in doubts if doubt.spread > sure]
         if not unsure:
             break
         if key in settled or not any(key in doubt.weights for doubt in unsure):
@@ -115,13 +112,14 @@ def _tells_of(one: tuple[str, Point], other: tuple[str, Point]) -> bool:
 class _Doubt:
     """What each term adds to the spread of one configuration's sum, and what is left as terms are settled."""
 
-    def __init__(self, parts: Sequence[Part], known: Known, total_s: float) -> None:
+    def __init__(self, parts: Sequence[Part], known: Known) -> None:
+        self.total_s = sum(part.calls * known[part.signature, part.point].exec_s for part in parts)
         self.weights: dict[tuple[str, Point], float] = {}
         self._family: dict[str, str] = {}
         self._sums: dict[str, list[float]] = {}
         for part in parts:
             one = known[part.signature, part.point]
-            weight = one.spread * part.calls * one.exec_s / total_s
+            weight = one.spread * part.calls * one.exec_s / self.total_s
             self.weights[part.signature, part.point] = weight
             self._family[part.signature] = part.family
             sums = self._sums.setdefault(part.family, [0.0, 0.0])
@@ -129,17 +127,10 @@ class _Doubt:
             sums[1] += weight**2
 
     @property
-    def by_family(self) -> dict[str, float]:
-        """Variance that each family adds: its errors are alike in part."""
-        return {
-            family: ALIKE * plain**2 + (1 - ALIKE) * max(0.0, squares)
-            for family, (plain, squares) in self._sums.items()
-        }
-
-    @property
-    def variance(self) -> float:
-        """Of the whole sum."""
-        return sum(self.by_family.values())
+    def spread(self) -> float:
+        """Standard deviation of the whole sum, as a share of it: within a family errors are alike in part."""
+        parts = (ALIKE * plain**2 + (1 - ALIKE) * max(0.0, squares) for plain, squares in self._sums.values())
+        return math.sqrt(sum(parts))
 
     def settle(self, keys: Iterable[tuple[str, Point]]) -> None:
         """Count terms as known."""

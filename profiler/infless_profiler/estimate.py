@@ -49,7 +49,9 @@ _LENGTHS = np.array([2.4, 2.4, 2.4, 2.4, 1.2, 1.2, 0.6, 1.8])
 _MACHINE_LENGTHS = np.array([1.5, 2.0, 1.0])
 """The same for doublings of cores and of the GPU share, and from warm to cold."""
 START_SHARE_S = 200e-6
+"""Around this length starts and hand-overs begin to be a small part of an operator's time."""
 CACHES_BYTES = (1 << 20, 32 << 20)
+"""About where caches of our time end; only how fast an operator leaves them depends on it."""
 _COURSE_LENGTHS = np.array([1.5, 0.4])
 """The same for `_course`."""
 _NEAREST = 800

@@ -97,7 +97,7 @@ def _nvidia_smi(what: str) -> str:
 
 
 def processor_name() -> str:
-    """The processor's own name and how many of them, as in the profile database."""
+    """The processor's own name and how many of them: what execution times on a CPU hold for."""
     model = "unknown processor"
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -73,7 +73,7 @@ class ProfiledModel:
     name: str
     profiled_at_s: float
     about: dict[str, Any]
-    """What was new, reused and saved ."""
+    """What was new, reused and saved."""
     times: tuple[ModelTime, ...]
 
 
@@ -116,7 +116,7 @@ class Tables:
         with open_database(self.path) as db:
             device = self._id(db)
             db.executemany(
-                "INSERT OR IGNORE INTO operator VALUES (?, ?)",
+                _PUT["operator"],
                 [(row.operator.signature, json.dumps(row.operator.to_json(), sort_keys=True)) for row in rows],
             )
             db.executemany(
@@ -188,9 +188,14 @@ class Tables:
 
     def _id(self, db: sqlite3.Connection) -> int:
         key = (self.device.kind, self.device.name, self.device.runtime)
-        db.execute("INSERT OR IGNORE INTO device VALUES (NULL, ?, ?, ?, ?)", (*key, json.dumps(self._machine)))
-        row = db.execute("SELECT id FROM device WHERE kind = ? AND name = ? AND runtime = ?", key).fetchone()
-        return int(row[0])
+        return _device_id(db, key, json.dumps(self._machine))
+
+
+def _device_id(db: sqlite3.Connection, key: tuple[str, str, str], machine: str) -> int:
+    """The number of a device, by kind, name and runtime; a new one gets one."""
+    db.execute("INSERT OR IGNORE INTO device VALUES (NULL, ?, ?, ?, ?)", (*key, machine))
+    row = db.execute("SELECT id FROM device WHERE kind = ? AND name = ? AND runtime = ?", key).fetchone()
+    return int(row[0])
 
 
 _PUT_MODEL = """
@@ -264,10 +269,7 @@ def merge(path: Path, rows: Rows) -> dict[str, int]:
         taken: dict[str, int] = {}
         devices: dict[int, int] = {}
         for row in rows["device"]:
-            key = (row["kind"], row["name"], row["runtime"])
-            db.execute("INSERT OR IGNORE INTO device VALUES (NULL, ?, ?, ?, ?)", (*key, row["machine"]))
-            found = db.execute("SELECT id FROM device WHERE kind = ? AND name = ? AND runtime = ?", key).fetchone()
-            devices[row["id"]] = found[0]
+            devices[row["id"]] = _device_id(db, (row["kind"], row["name"], row["runtime"]), row["machine"])
         taken["device"] = db.total_changes - before
         newer = _newer_models(db, rows["model"], devices)
         for table in ("operator", "operator_time", "model", "model_time"):

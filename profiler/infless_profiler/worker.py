@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from infless_profiler.around import CALL, OURS, TRANSFER
+from infless_profiler.around import CALL, OURS, TRANSFER, empty_model
 from infless_profiler.isolate import COPIES_BYTES, Case, Feed
 from infless_profiler.operators import Operator, Point, moved_bytes
 from infless_profiler.sessions import Device, cache_bytes, open_session, runner
@@ -200,22 +200,12 @@ def _run_s(run: Callable[[], Any]) -> float:
 
 def _overhead_s(place: Place) -> float:
     """What starting a run takes: one of a model that hands its input on, less what 16 more such calls add."""
-    from onnx import TensorProto, helper
-
-    def model(calls: int) -> bytes:
-        nodes = [helper.make_node("Identity", ["x"], [f"y{place}"]) for place in range(calls)]
-        takes = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])]
-        gives = [helper.make_tensor_value_info(f"y{calls - 1}", TensorProto.FLOAT, [1])]
-        made = helper.make_model(
-            helper.make_graph(nodes, "empty", takes, gives), opset_imports=[helper.make_opsetid("", 13)], ir_version=8
-        )  # fmt: skip
-        return bytes(made.SerializeToString())
-
+    case = empty_model(1, 1)
+    feed = {name: one.array(1) for name, one in case.feeds.items()}
     effort = Effort(warm_ups=20, runs_min=200, runs_max=400, least_s=0.002)
-    feed = {"x": np.ones(1, np.float32)}
     one, many = (
         timing_of(
-            _time(runner(open_session(model(n), place.device, 1, optimise=False), feed, place.device), effort)
+            _time(runner(open_session(case.model(n), place.device, 1, optimise=False), feed, place.device), effort)
         ).exec_s
         for n in (1, 17)
     )

@@ -11,6 +11,7 @@ from typing import Any
 from infless_core.errors import InvalidInput
 from infless_core.model import FunctionSpec
 from infless_core.units import parse_cpu_cores, parse_memory_bytes
+from infless_provider.settings import NAMESPACE
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
@@ -123,6 +124,16 @@ def parse_scale(data: Mapping[str, Any]) -> int:
     if type(replicas) is not int or not 0 <= replicas <= 1000:
         raise InvalidInput(f"replicas {replicas!r} is not allowed; write a whole number from 0 to 1000")
     return replicas
+
+
+def function_key(text: str, namespace: str = "") -> str:
+    """A function's key from `name` or `name.namespace`: neither part holds a dot, so the last one divides them.
+
+    Args:
+        text: as in a URL; may be anything.
+        namespace: what is meant when `text` names none; empty is the default namespace.
+    """
+    return text if "." in text else f"{text}.{namespace or NAMESPACE}"
 
 
 def split_name(text: str, namespace: str) -> str:

@@ -103,6 +103,8 @@ class FunctionState:
     retry_at_s: float = 0.0
     last_failure: str = ""
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
+    tokens: tuple[bytes, ...] = field(default=(), repr=False)
+    """What a request must carry one of (`com.infless.auth.secret`); none at all leaves the function open."""
 
     @property
     def key(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAMESPACE = "openfaas-fn"
-"""The one namespace (OpenFaaS's default)."""
+"""The default namespace: what is meant where none is named (OpenFaaS's own default)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,27 @@ class Settings:
     solver: str = "auto"
     prometheus_url: str = ""
     """Where execution times are read; empty asks the instances themselves."""
+    waiting_max: int = 1024
+    """Requests of one function that wait for a cold start; more get 503."""
+    streams_max: int = 4096
+    """Invocations under way at once; more get 503: who is shed at once can go elsewhere."""
+    connections_max: int = 16_384
+    """Open client connections; above it the longest idle one makes room."""
+    async_body_max_bytes: int = 1024 * 1024
+    """Of a call that is queued: it lies on the disk until it is done."""
+    functions_max: int = 2000
+    """In one namespace."""
+    namespaces_max: int = 100
+    secrets_max: int = 1000
+    """In one namespace."""
+    callbacks_allowed: tuple[str, ...] = ()
+    """Hosts and networks that results may be sent to although they are not public; `*` is all of them."""
+    backend: str = "process"
+    cluster_file: Path | None = None
+    """What the machine has to give (`cluster.yml`); None detects it."""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    """Both or none."""
 
     @property
     def database(self) -> Path:
@@ -51,6 +72,16 @@ class Settings:
     def bundles_kept(self) -> Path:
         """Immutable copies of what was deployed, by digest."""
         return self.state_dir / "bundles"
+
+    @property
+    def secrets_dir(self) -> Path:
+        """Values of secrets, and what functions see of them."""
+        return self.state_dir / "secrets"
+
+    @property
+    def queue(self) -> Path:
+        """Calls that were accepted and are not done."""
+        return self.state_dir / "queue.sqlite"
 
     @property
     def scratch(self) -> Path:

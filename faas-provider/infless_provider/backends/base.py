@@ -1,14 +1,36 @@
-"""The backend Protocol: asynchronous starts, instances that die by themselves, addresses that survive a restart."""
+"""The backend Protocol: what runs instances. It fits processes, containers of one Docker host, and Kubernetes.
+
+::
+
+    start ──► STARTING ──► RUNNING ──► ENDED
+              no address   address     why
+                 └────────────────────►┘
+
+A call that changes something returns at once and only begins the work; what has come of it is what `see` says, and
+`on_event` tells when to look. Instances die by themselves, servers have names, and a restarted provider finds what runs:
+the backend's own `handle`, kept in the state with each instance, and whatever marks it leaves on what it starts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from infless_core.model import Configuration
+from infless_core.model import Configuration, FunctionSpec, Server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """What a deployment runs, fixed at deploy time so that a later build cannot change it."""
+
+    reference: str
+    """How the backend finds it again: a folder, an image's id."""
+    digest: str
+    """Of its content: execution times are kept under it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +39,24 @@ class Launch:
 
     id: str
     function: str
-    bundle: Path
-    environment: Mapping[str, str]
+    """`name.namespace`."""
+    digest: str
+    """Of the function's version, as the state has it."""
+    artifact: str
+    """An `Artifact.reference`."""
+    environment: Mapping[str, str] = field(repr=False)
     """The function's own variables; the instance's settings win over them."""
     configuration: Configuration
     latency_target_s: float
+    server: str = "local"
+    gpu: str | None = None
+    memory_bytes: int = 0
+    """`limits.memory`; 0 is no limit."""
+    secrets: Path | None = None
+    """A folder with a file for each secret of the function, kept up to date by its owner; None when it has none."""
+    read_only_root: bool = False
+    process: str = ""
+    """`envProcess`: what to run instead of the image's own command, where the backend runs images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +66,27 @@ class Address:
     host: str
     port: int
     metrics_port: int
+    """0 when it publishes no metrics."""
     handle: dict[str, Any]
+
+
+class Stage(StrEnum):
+    """How far an instance has come, as its backend sees it."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What a backend knows of an instance now."""
+
+    stage: Stage
+    address: Address | None = None
+    """There while it is RUNNING. Whether it is ready to serve is for its own `/_/ready` to say."""
+    why: str = ""
+    """Why it has ended, as far as the backend itself knows; its log may know more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,29 +97,93 @@ class Usage:
     memory_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveOrder:
+    """One run of `infless-watchdog --curve`: which batches to time, on what."""
+
+    artifact: str
+    environment: Mapping[str, str] = field(repr=False)
+    batches: Sequence[int]
+    cpu_cores: int
+    budget_s: float
+    cancelled: Callable[[], bool] = lambda: False
+    """Asked several times a second; True ends the run."""
+
+
 class Backend(Protocol):
-    """Starts, finds, watches and ends instances. No call blocks for longer than a process takes to fork."""
+    """Starts, finds, watches and ends instances.
+
+    `prepare`, `curve` and `usage` may take long and are called in threads. Everything else is called on the event loop and
+    returns at once.
+    """
 
     name: str
+    servers: tuple[Server, ...]
+    """What there is to place instances on; known after `open`."""
+    on_event: Callable[[str], None]
+    """Set by who watches; told, on the event loop, the id of an instance of which `see` now says something else."""
 
-    def start(self, launch: Launch) -> Address:
-        """Begin to start an instance; it is ready when its `/_/ready` says so.
+    async def open(self) -> None:
+        """Connect, find what an earlier provider left running, and begin to watch.
+
+        Raises:
+            BackendError: when there is nothing to run instances with; the sentence says what is missing.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop watching; instances go on running."""
+        ...
+
+    def prepare(self, spec: FunctionSpec) -> Artifact:
+        """Find what a deployment is to run, fetching it where needed.
+
+        Raises:
+            InvalidInput: there is no such image or bundle; carries the registry's words where one was asked.
+            StateError: the disk is full, or a folder cannot be read.
+            BackendError: whoever could tell does not answer.
+        """
+        ...
+
+    def curve(self, order: CurveOrder) -> str:
+        """Time a function in a copy of its own, with the cores it would get.
+
+        Returns:
+            What the watchdog printed, one JSON object a line; empty when the artifact holds no watchdog of ours.
+
+        Raises:
+            BackendError: it could not be run, failed (carries its last line), or was cancelled.
+        """
+        ...
+
+    def start(self, launch: Launch) -> None:
+        """Begin to start an instance.
 
         Raises:
             BackendError: when it cannot even begin.
         """
         ...
 
-    def adopt(self, id_: str, address: Address) -> bool:
-        """Take over an instance that an earlier provider started; False when it no longer runs."""
+    def adopt(self, id_: str, function: str, handle: Mapping[str, Any]) -> bool:
+        """Take over an instance that an earlier provider started; False when it no longer runs.
+
+        Args:
+            id_: its id.
+            function: `name.namespace`.
+            handle: of its address; empty when the earlier provider ended before it was known.
+        """
         ...
 
-    def alive(self, id_: str) -> bool:
-        """Whether the instance still runs."""
+    def see(self, id_: str) -> Sight:
+        """What is known of an instance; ENDED for one that nobody knows."""
         ...
 
     def last_words(self, id_: str, function: str) -> str:
         """The newest line of its log that says why it ended; empty when there is none."""
+        ...
+
+    def resize(self, id_: str, configuration: Configuration) -> None:
+        """Give a running instance another number of cores; the watchdog inside is told by others."""
         ...
 
     def terminate(self, id_: str) -> None:
@@ -87,6 +206,14 @@ class Backend(Protocol):
         """
         ...
 
-    def usage(self, id_: str) -> Usage:
-        """Zeros for an instance that does not run."""
+    def tidy(self, used: AbstractSet[str]) -> None:
+        """Remove what `prepare` kept and nobody runs any more. Called in a thread.
+
+        Args:
+            used: references of artifacts.
+        """
+        ...
+
+    def usage(self, ids: Sequence[str]) -> list[Usage]:
+        """In the order of `ids`; zeros for an instance that does not run."""
         ...

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from infless_core.errors import InvalidInput
 from infless_provider.settings import NAMESPACE
-from infless_provider.wire import parse_rfc3339_s, split_name
+from infless_provider.wire import function_key, parse_rfc3339_s
 
 if TYPE_CHECKING:
     from infless_watchdog.http import Exchange
@@ -23,18 +23,27 @@ DEFAULT_PAST_S = 300.0
 POLL_S = 0.25
 FOLLOWERS_MAX = 256
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogQuery:
     """What somebody wants to read."""
 
-    name: str
+    key: str
+    """The function's, `name.namespace`."""
     since_s: float
+    """Older lines are left out; seconds since the epoch."""
     tail: int = 0
-    """0 is all."""
+    """Only so many of the past lines, the last ones; 0 is all."""
     follow: bool = False
     instance: str = ""
+    """Only this one's lines; empty is all."""
+
+    @property
+    def name(self) -> str:
+        """The function's name without its namespace."""
+        return self.key.rpartition(".")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +63,22 @@ def parse_query(query: str, now_s: float) -> LogQuery:
         InvalidInput: names the key and what is allowed.
     """
     keys = dict(parse_qsl(query))
-    name = split_name(keys.get("name", ""), NAMESPACE)
-    if not name:
+    name, namespace, instance = (keys.get(key, "") for key in ("name", "namespace", "instance"))
+    key = function_key(name, namespace)
+    for what, value in (("name", name), ("namespace", namespace), ("instance", instance)):
+        if value and (not _NAME.fullmatch(value) or ".." in value):
+            raise InvalidInput(f"{what}: {value!r} is not allowed; use A-Z, a-z, 0-9, '-', '_' and single '.'")
+    if not name or name.startswith("."):
         raise InvalidInput("name is missing: name the function whose logs you want")
-    if keys.get("namespace") not in (None, "", NAMESPACE):
-        raise InvalidInput(f"namespace {keys['namespace']!r} does not exist; the only one is {NAMESPACE!r}")
-    tail_text = keys.get("tail") or "0"
-    if not _WHOLE.fullmatch(tail_text):
-        raise InvalidInput(f"tail: {tail_text!r} is not a whole number")
-    since_s = parse_rfc3339_s(keys["since"]) if keys.get("since") else now_s - DEFAULT_PAST_S
-    follow = keys.get("follow", "").lower() in ("1", "t", "true")
+    tail = keys.get("tail") or "0"
+    if not _WHOLE.fullmatch(tail):
+        raise InvalidInput(f"tail: {tail!r} is not a whole number")
     return LogQuery(
-        name=name, since_s=since_s, tail=max(0, int(tail_text)), follow=follow, instance=keys.get("instance", "")
+        key=key,
+        since_s=parse_rfc3339_s(keys["since"]) if keys.get("since") else now_s - DEFAULT_PAST_S,
+        tail=max(0, int(tail)),
+        follow=keys.get("follow", "").lower() in ("1", "t", "true"),
+        instance=instance,
     )
 
 

@@ -5,13 +5,14 @@
     UpstreamError
     ├── NotSent     no byte of the request was written: always safe to send again
     ├── Broken      written, then the connection closed early or spoke garbage: the work may have been done
-    └── TimedOut    written, then no complete answer in time: the work may still be going on
+    ├── TimedOut    written, then no complete answer in time: the work may still be going on
+    └── HalfSent    written in part, then the request's own body broke off: the peer is not to blame
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from infless_core.errors import BackendError
@@ -47,7 +48,11 @@ class Broken(UpstreamError):  # noqa: N818
 
 
 class TimedOut(UpstreamError):  # noqa: N818
-    """The answer was not complete in time; its connection is cut."""
+    """The answer was not complete in time, or nothing moved for too long; its connection is cut."""
+
+
+class HalfSent(UpstreamError):  # noqa: N818
+    """The source of the request's body failed, or gave another number of bytes than was said; `__cause__` has it."""
 
 
 class Reply:
@@ -56,10 +61,10 @@ class Reply:
     Either look at `body` when `complete`, or call `read()`, or iterate `chunks()` to the end, or `close()`.
     """
 
-    __slots__ = ("_failure", "_line", "_pieces", "_size", "_waiter", "_whole",
+    __slots__ = ("_failure", "_line", "_pieces", "_size", "_told", "_waiter", "_whole",
                  "began", "complete", "head_only", "headers", "status")  # fmt: skip
 
-    def __init__(self, line: Line, *, head_only: bool) -> None:
+    def __init__(self, line: Line, *, head_only: bool, told: Callable[[Reply], None] | None = None) -> None:
         self.status = 0
         """0 until the head is complete."""
         self.headers: list[Header] = []
@@ -76,6 +81,7 @@ class Reply:
         self._size = 0
         self._whole = False  # `read` takes everything: no back-pressure
         self._waiter: asyncio.Future[None] | None = None
+        self._told = told
 
     @property
     def body(self) -> bytes:
@@ -118,7 +124,8 @@ class Reply:
             self.close()
 
     def close(self) -> None:
-        """The answer is no longer wanted: cut its connection, unless it is complete."""
+        """The answer is no longer wanted: cut its connection, unless it is complete. Nobody is told of it any more."""
+        self._told = None
         if not self.complete and self._failure is None:
             self.fail(Broken("the answer was given up by its reader"))
             self._line.cut()
@@ -166,6 +173,9 @@ class Reply:
 
     def wake(self) -> None:
         """Something has changed."""
+        if self._told is not None and (self.status or self._failure is not None):
+            self._told, told = None, self._told
+            told(self)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from infless_watchdog.calls import Call, Head, Header
+
+if TYPE_CHECKING:
+    from infless_watchdog.body_stream import BodyStream
 
 _REASON = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NO_BODY = frozenset({204, 304})
@@ -54,6 +57,9 @@ class Line(Protocol):
 
 class Exchange(Call):
     """One request and its answer."""
+
+    body_stream: BodyStream | None = None
+    """The body as it comes, where the request is served before it is whole (`StreamedExchange`)."""
 
     __slots__ = (
         "_chunked",
@@ -144,6 +150,8 @@ class Exchange(Call):
 
     def begin(self, status: int, headers: Sequence[Header]) -> None:
         """Start an answer in pieces. Without a `content-length` among `headers` it is sent chunked."""
+        if self.done:
+            return
         self.status = status
         dated = any(name == b"date" for name, _ in headers)
         parts = [first_line(status) if dated else self._connection.start_of(status, b"", 0)]

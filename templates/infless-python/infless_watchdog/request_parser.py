@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import httptools
 
+from infless_watchdog.body_stream import BodyStream
 from infless_watchdog.calls import Head, Header
+
+_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
+"""RFC 3986, section 3.2: what a host and port may be written with; an empty one is allowed."""
+_ORIGIN = re.compile(rb"https?://[^/?#]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +26,14 @@ class Limits:
     body_bytes: int = 64 * 1024 * 1024
     """A batch of images fits; a film does not."""
     read_timeout_s: float = 30.0
-    """A request must arrive whole within this time (of-watchdog's `read_timeout`)."""
+    """A request must arrive whole within this time (of-watchdog's `read_timeout`); one whose body is served as it comes
+    may take longer, as long as something comes (`Connection.BODY_MIN_BPS`)."""
     write_timeout_s: float = 30.0
     """A client that takes nothing of its answer for this long is dropped."""
     idle_timeout_s: float = 120.0
     """A silent keep-alive connection is closed after this time."""
+    connections_max: int = 0
+    """Open connections at once; 0 is no limit. One more takes the place of the longest idle one, or gets 503."""
 
 
 class Taker(Protocol):
@@ -43,6 +53,14 @@ class Taker(Protocol):
 
     def again(self, head: Head, body: bytes) -> None:
         """A request has come with the very head of the one before."""
+        ...
+
+    def opened(self, head: Head, stream: BodyStream, *, keep_alive: bool, version_1_0: bool) -> None:
+        """A request has come whose body is still coming, into the stream."""
+        ...
+
+    def closed(self) -> None:
+        """The body that was opened is whole."""
         ...
 
     def refuse(self, status: int, sentence: str, head: Head) -> None:
@@ -68,17 +86,24 @@ class RequestParser:
         taker: who gets the requests.
         limits: of one client.
         heads: by their bytes, those that were parsed on any connection; a client often opens many that send the same.
+        streams: whether a request with this head is to be served while its body is still coming.
     """
 
     HEADS_MAX = 64
     """Clients choose heads: the memory that is spent on them is not theirs to choose."""
 
-    def __init__(self, taker: Taker, limits: Limits, heads: dict[bytes, Known]) -> None:
+    def __init__(
+        self, taker: Taker, limits: Limits, heads: dict[bytes, Known], streams: Callable[[Head], bool] | None = None
+    ) -> None:
         self.in_message = False
         """Whether a request has begun and is not whole."""
         self._taker = taker
         self._limits = limits
         self._heads = heads
+        self._streams = streams
+        self._may_stream = False  # the request that is in its body
+        self._stream: BodyStream | None = None
+        self._expects = False
         self._parser = httptools.HttpRequestParser(self)
         self._head: Head | None = None  # of the request that is in its body
         self._in_body = False
@@ -113,10 +138,14 @@ class RequestParser:
     def refuse(self, status: int, sentence: str) -> None:
         """Take nothing more; once."""
         if not self._refused:
-            self._refused = True
-            self._body = []
-            self._known, self._heads = None, {}  # nothing is recognised any more, either
+            self.stop()
             self._taker.refuse(status, sentence, self._head or Head())
+
+    def stop(self) -> None:
+        """Take nothing more, whatever comes."""
+        self._refused = True
+        self._body = []
+        self._known, self._heads = None, {}  # nothing is recognised any more, either
 
     def _parse(self, data: bytes) -> None:
         """What is not HTTP gets 400."""
@@ -135,6 +164,20 @@ class RequestParser:
             self._refuse_head()
         if fresh and self._last is not None and not self.in_message:
             self._remember(data, *self._last)
+        elif self._may_stream and self.in_message and not self._refused and self._stream is None:
+            self._open()
+
+    def _open(self) -> None:
+        """Have the request served, though its body is not whole."""
+        assert self._head is not None
+        length = self._head.header(b"content-length")
+        stream = self._stream = BodyStream(None if length is None else int(length))
+        if self._expects and not self._body:
+            stream.on_wanted = self._taker.awaited
+        for piece in self._body:
+            stream.add(piece)
+        self._body = []
+        self._taker.opened(self._head, stream, keep_alive=self._keep_alive, version_1_0=self._version_1_0)
 
     def _remember(self, data: bytes, head: Head, body_size: int) -> None:
         """Know the head again, if `data` were one plain request, framed by its length, and nothing else.
@@ -178,7 +221,7 @@ class RequestParser:
             return
         self.in_message = True
         self._head = None
-        self._in_body = False
+        self._in_body = self._may_stream = False
         self._url = b""
         self._headers = []
         self._body = []
@@ -206,8 +249,8 @@ class RequestParser:
             self._replaying = False
             return
         url = self._url
-        if url.startswith((b"http://", b"https://")):  # absolute form, as to a proxy
-            url = b"/" + url.split(b"/", 3)[3] if url.count(b"/") > 2 else b"/"
+        if (origin := _ORIGIN.match(url)) is not None:  # absolute form, as to a proxy
+            url = url[origin.end() :] if url[origin.end() :].startswith(b"/") else b"/" + url[origin.end() :]
         path, _, query = url.partition(b"?")
         method = self._parser.get_method().decode("ascii")
         head = Head(method, path.decode("latin-1"), query.decode("latin-1"), self._headers)
@@ -215,19 +258,32 @@ class RequestParser:
         version = self._parser.get_http_version()
         self._version_1_0 = version == "1.0"
         self._keep_alive = self._parser.should_keep_alive()
-        codings = [value.strip().lower() for name, value in head.headers if name == b"transfer-encoding"]
-        length = head.header(b"content-length")
         if version not in ("1.0", "1.1"):  # llhttp takes HTTP/0.9, which has no version
             self.refuse(400, "the request's first line does not end in HTTP/1.1")
         elif method == "CONNECT":
             self.refuse(501, "this is not a proxy: CONNECT is not supported")
-        elif codings and self._version_1_0:
+        else:
+            self._judge(head)
+
+    def _judge(self, head: Head) -> None:
+        """Refuse a head that has two meanings or none, or a body that is too large; else let the body come."""
+        codings = [value.strip().lower() for name, value in head.headers if name == b"transfer-encoding"]
+        hosts = [value for name, value in head.headers if name == b"host"]
+        length = head.header(b"content-length")
+        self._expects = (head.header(b"expect") or b"").lower() == b"100-continue" and not self._version_1_0
+        if codings and self._version_1_0:
             self.refuse(400, "HTTP/1.0 has no Transfer-Encoding")
         elif codings not in ([], [b"chunked"]):
             self.refuse(501, "the only Transfer-Encoding supported is chunked")
         elif length is not None and int(length) > self._limits.body_bytes:
             self._refuse_body()
-        elif (head.header(b"expect") or b"").lower() == b"100-continue" and not self._version_1_0:
+        elif len(hosts) > 1 or not (hosts or self._version_1_0) or not all(map(_HOST.fullmatch, hosts)):
+            self.refuse(
+                400, "an HTTP/1.1 request has one Host header, which is a name or an address, and perhaps a port"
+            )
+        elif self._streams is not None and self._streams(head):
+            self._may_stream = True
+        elif self._expects:
             self._taker.awaited()
 
     def on_body(self, data: bytes) -> None:
@@ -236,6 +292,8 @@ class RequestParser:
         self._body_size += len(data)
         if self._body_size > self._limits.body_bytes:
             self._refuse_body()
+        elif self._stream is not None:
+            self._stream.add(data)
         elif not self._refused:
             self._body.append(data)
 
@@ -247,6 +305,11 @@ class RequestParser:
             return
         self.in_message = False
         self._head = None
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            stream.end()
+            self._taker.closed()
+            return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         self._last = (head, len(body))

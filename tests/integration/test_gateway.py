@@ -9,7 +9,7 @@ import requests
 from faas_cli import FaasCli
 from gateway_process import METRICS_URL, GatewayProcess
 from network_namespace import own_network
-from provider_process import ProviderProcess, wait_until
+from provider_process import ROOT, ProviderProcess, wait_until
 
 CLI, GATEWAY = os.environ.get("INFLESS_FAAS_CLI", ""), os.environ.get("INFLESS_GATEWAY", "")
 pytestmark = [
@@ -88,6 +88,12 @@ def alert(cli, provider, status, name):
     """What AlertManager posts."""
     body = {"status": status, "alerts": [{"status": status, "labels": {"alertname": "busy", "function_name": name}}]}
     return requests.post(f"{cli.url}/system/alert", json=body, auth=("admin", provider.password), timeout=10)
+
+
+def test_the_how_to_says_how_this_is_set_up(gateway):
+    """Each setting that these tests run with is in the guide."""
+    guide = (ROOT / "docs" / "how-to" / "behind-a-gateway.md").read_text()
+    assert [name for name in gateway.settings() if f"{name}=" not in guide] == []
 
 
 class TestCommands:

@@ -1,0 +1,237 @@
+"""`/async-function/...`: takes calls into the queue, has them run, and tells their answers to callback URLs.
+
+::
+
+    accept --> waiting --> invoke --------> answered --> post callback --> removed, counted as done or failed
+                  ^           | not now         ^             | not now
+                  +-----------+                 +-------------+
+
+Each step to the right is on disk before it counts. A provider that dies at any moment goes on from the last one, so a
+function may see a call twice, and a callback's target an answer twice (at least once); none is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Generic
+from urllib.parse import unquote
+
+from infless_core.clock import Clock
+from infless_core.errors import InvalidInput, StateError
+from infless_provider import async_policy
+from infless_provider.async_books import AsyncStats, Books, Ticket
+from infless_provider.async_policy import AsyncLimits
+from infless_provider.async_store import Count, QueuedCall, QueueStore, StoredRequest
+from infless_provider.async_worker import INTERNAL, F, Outcome, Poster, Worker, trace
+from infless_provider.callback_policy import Target, parse_url
+from infless_provider.wire import function_key
+
+if TYPE_CHECKING:
+    from infless_watchdog.exchange import Exchange
+
+LOG = logging.getLogger("infless.async")
+PREFIX = "/async-function/"
+_FULL_RETRY_S = b"5"
+
+
+class AsyncCalls(Generic[F]):
+    """The queue at work. Owned by one event loop.
+
+    Args:
+        store: the queue on disk, not yet open.
+        find: a function by its key, None when there is none.
+        invoke: `invoke(function, method, target, headers, body, *, timeout_s)`: one invocation; it does not raise for a
+            function that fails.
+        callbacks: delivers answers.
+        clock: due times are its monotonic ones, so a wall clock that jumps neither loses nor stalls a call.
+        limits: how much waits and runs.
+        seed: of the waits' jitter.
+        admits: whether an exchange may call a function that asks for a token.
+    """
+
+    def __init__(
+        self,
+        store: QueueStore,
+        find: Callable[[str], F | None],
+        invoke: Callable[..., Awaitable[Outcome]],
+        callbacks: Poster,
+        clock: Clock,
+        limits: AsyncLimits,
+        seed: int,
+        *,
+        admits: Callable[[Exchange, F], bool] = lambda _exchange, function: not function.tokens,
+    ) -> None:
+        self._store = store
+        self._find = find
+        self._callbacks = callbacks
+        self._clock = clock
+        self._limits = limits
+        self._admits = admits
+        self._books = Books(limits)
+        self._worker = Worker(store, self._books, find, invoke, callbacks, clock, limits, seed)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = False
+        self._next_seq = 1
+
+    async def start(self) -> None:
+        """Open the queue; whatever waits in it is due at once. Functions must be known by now.
+
+        Raises:
+            StateError: the queue cannot be opened.
+        """
+        restored = await self._store.open()
+        now_s, wall_s = self._clock.now_s(), self._clock.wall_s()
+        self._books.restore(restored.books)
+        for call in restored.calls:
+            # The wall clock may have jumped since: it says how old a call looks, never whether it still runs.
+            looks_s = max(0.0, wall_s - call.accepted_ns / 1e9)
+            target = _target_again(call)
+            ticket = Ticket(call=call, target=target, accepted_s=now_s - looks_s, since_s=now_s, accepted=True)
+            self._books.add(ticket)
+            self._next_seq = call.seq + 1
+            self._worker.enqueue(ticket)
+        if restored.calls:
+            LOG.info("%d asynchronous call(s) of the last run go on", len(restored.calls))
+        self._open = True
+        self._worker.start()
+
+    async def close(self) -> None:
+        """Take no more; let what runs end within the grace; the rest stays in the queue for the next start."""
+        self._open = False
+        await self._worker.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._callbacks.close()
+        await self._store.close()
+
+    def stats(self) -> AsyncStats:
+        """The books at this moment."""
+        return self._books.stats(
+            self._clock.now_s(), in_flight=self._worker.invoking, callbacks_in_flight=self._worker.posting
+        )
+
+    # Admission -------------------------------------------------------------------------------------------------------
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Take a request whose path begins with `/async-function/`."""
+        segment, _, rest = exchange.path.removeprefix(PREFIX).partition("/")
+        function = self._find(function_key(segment)) if segment else None
+        if function is None:
+            exchange.text(404, f"function {segment!r} does not exist", [INTERNAL])
+        elif exchange.method not in ("POST", "DELETE"):
+            sentence = f"{exchange.method} is not allowed; POST queues a call, DELETE with its id cancels it"
+            exchange.text(405, sentence, [(b"allow", b"POST, DELETE"), INTERNAL])
+        elif not self._admits(exchange, function):
+            exchange.text(401, f"{function.key} asks for a token", [(b"www-authenticate", b"Bearer"), INTERNAL])
+        elif exchange.method == "DELETE":
+            self._cancel(exchange, function, unquote(rest))
+        elif not self._open:
+            self._refuse(exchange, function, 503, "the provider is stopping or starting: try again", b"1")
+        else:
+            self._take(exchange, function, f"/{rest}?{exchange.query}" if exchange.query else f"/{rest}")
+
+    def _take(self, exchange: Exchange, function: F, path: str) -> None:
+        size_bytes, most_bytes = len(exchange.body), self._limits.body_max_bytes
+        if size_bytes > most_bytes:
+            sentence = f"the body has {size_bytes} bytes; a queued call may have {most_bytes}"
+            self._refuse(exchange, function, 413, sentence)
+            return
+        url = (exchange.header(b"x-callback-url") or b"").decode("latin-1")
+        try:
+            target = self._callbacks.check(url) if url else None
+        except InvalidInput as fault:
+            self._refuse(exchange, function, 400, str(fault))
+            return
+        id_ = async_policy.sane_call_id(exchange.header(b"x-call-id")) or str(uuid.uuid4())
+        known = self._books.find(function.key, id_)
+        if known is not None:
+            self._spawn(self._said_again(exchange, function, known))
+            return
+        full = self._books.full(function.key, size_bytes)
+        if full is not None:
+            self._refuse(exchange, function, 429, full, _FULL_RETRY_S)
+            return
+        call = QueuedCall(
+            seq=self._next_seq, function=function.key, id=id_, accepted_ns=int(self._clock.wall_s() * 1e9),
+            callback=url, size_bytes=size_bytes,
+        )  # fmt: skip
+        self._next_seq += 1
+        headers = async_policy.request_headers(exchange.headers, exchange.peer, secret=bool(function.tokens))
+        request = StoredRequest(target=path, headers=headers, body=bytes(exchange.body))
+        now_s = self._clock.now_s()
+        ticket = Ticket(call=call, target=target, accepted_s=now_s, since_s=now_s)
+        self._books.add(ticket)
+        self._spawn(self._accept(exchange, function, ticket, request))
+
+    async def _accept(self, exchange: Exchange, function: F, ticket: Ticket, request: StoredRequest) -> None:
+        try:
+            await self._store.accept(ticket.call, request)
+        except StateError as error:
+            LOG.error("a call of %s is refused: %s", function.key, error)  # noqa: TRY400 - the disk's fault, not ours
+            self._books.remove(ticket)
+            ticket.decided.set()
+            self._refuse_unstored(exchange, function)
+            return
+        self._books.count(function.key, Count.ACCEPTED)
+        ticket.accepted = True
+        ticket.decided.set()
+        exchange.respond(202, headers=trace(ticket.call))
+        self._worker.enqueue(ticket)
+
+    async def _said_again(self, exchange: Exchange, function: F, known: Ticket) -> None:
+        """An id that is in the queue already: the same answer, when the first one has it."""
+        await known.decided.wait()
+        if known.accepted:
+            exchange.respond(202, headers=trace(known.call))
+        else:
+            self._refuse_unstored(exchange, function)
+
+    def _cancel(self, exchange: Exchange, function: F, id_: str) -> None:
+        ticket = self._books.find(function.key, id_)
+        if ticket is None or ticket.ended or not ticket.accepted:
+            exchange.text(404, f"no call {id_!r} of {function.key} waits or runs", [INTERNAL])
+            return
+        ticket.ended = True
+        self._spawn(self._cancelled(exchange, ticket))
+
+    async def _cancelled(self, exchange: Exchange, ticket: Ticket) -> None:
+        if ticket.task is not None:
+            ticket.task.cancel()
+        try:
+            await self._store.end(ticket.call, Count.CANCELLED)
+        except StateError as error:
+            LOG.error("a call of %s could not be cancelled: %s", ticket.call.function, error)  # noqa: TRY400
+            ticket.ended = False
+            if not ticket.queued:
+                self._worker.enqueue(ticket)
+            exchange.text(503, "the call could not be cancelled: the queue's disk fails", [INTERNAL])
+            return
+        self._books.end(ticket, Count.CANCELLED)
+        exchange.respond(202, headers=trace(ticket.call))
+
+    def _refuse(
+        self, exchange: Exchange, function: F, status: int, sentence: str, retry_after: bytes | None = None
+    ) -> None:
+        self._books.refuse(function.key)
+        headers = [INTERNAL] if retry_after is None else [INTERNAL, (b"retry-after", retry_after)]
+        exchange.text(status, sentence, headers)
+
+    def _refuse_unstored(self, exchange: Exchange, function: F) -> None:
+        sentence = "the call could not be stored: the queue's disk is full or fails; try again later"
+        self._refuse(exchange, function, 503, sentence, _FULL_RETRY_S)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _target_again(call: QueuedCall) -> Target | None:
+    """Where the callback of a call from the file goes. Whether that is allowed is judged when it is connected to."""
+    try:
+        return parse_url(call.callback) if call.callback else None
+    except InvalidInput as fault:
+        LOG.error("the callback of call %s of %s is dropped: %s", call.id, call.function, fault)  # noqa: TRY400
+        return None

@@ -28,7 +28,7 @@ from benchmarks.servers import free_port
 from examples import demo_inputs
 from examples.demo_report import Watch, print_report, write_picture
 from infless_core.units import parse_duration_s
-from infless_provider.client import Client, find_password
+from infless_provider.client import Client, find_credentials
 from infless_provider.replay import Shot, Stream, Tick, replay
 from infless_provider.stackfile import StackFunction, read_stack
 from infless_scheduler.arrivals import poisson_arrivals_s, wave_rates
@@ -113,7 +113,7 @@ def run(seconds: int, seed: int) -> int:
     loads = [_load(function, json.loads(table)[function.name], seconds, seed) for function in functions]
     say("[3/5] starting `infless up` and deploying with latency targets")
     with provider(state) as gateway:
-        client = Client(gateway, find_password(state))
+        client = Client(gateway, find_credentials(state))
         for load in loads:
             client.deploy(load.function.deployment)
         _wait_ready(client, names)

@@ -17,15 +17,19 @@ PERCENTILE = "com.infless.latency.percentile"
 BATCH_MAX = "com.infless.batch.max"
 BATCH_PAD = "com.infless.batch.pad"
 GPU = "com.infless.gpu"
+AUTH_SECRET = "com.infless.auth.secret"  # noqa: S105 - the name of a label
 SCALE_MIN = "com.openfaas.scale.min"
 SCALE_MAX = "com.openfaas.scale.max"
+SCALE_FACTOR = "com.openfaas.scale.factor"
 SCALE_ZERO = "com.openfaas.scale.zero"
 SCALE_ZERO_DURATION = "com.openfaas.scale.zero-duration"
 
-_OURS = (TARGET, PERCENTILE, BATCH_MAX, BATCH_PAD, GPU)
+_OURS = (TARGET, PERCENTILE, BATCH_MAX, BATCH_PAD, GPU, AUTH_SECRET)
 
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
+_DNS_SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+"""RFC 1123, as Kubernetes wants it of secrets; such a name cannot leave a folder."""
 _PAD_FORM = "write AXIS=LENGTHS[:VALUE] or LENGTHS[:VALUE], several with ';', as in '16' or 'ids.1=32,64,128:0;time=16'"
 _T = TypeVar("_T")
 
@@ -50,10 +54,14 @@ class Wishes:
     batch_pad: str = ""
     """To which lengths items are padded, so that items of different length share a batch; empty pads nothing."""
     gpu: GpuWish = GpuWish.ALLOW
+    auth_secret: str = ""
+    """A secret whose lines are the tokens that open the function; empty leaves it open to everybody."""
     scale_min: int = 1
     """OpenFaaS keeps one replica unless scale to zero is asked for."""
     scale_max: int = 20
     """OpenFaaS's documented default."""
+    scale_factor_percent: int = 10
+    """How much of `scale_max` an alert adds (OpenFaaS's default)."""
     scale_to_zero: bool = False
     zero_after_s: float = 900.0
     """OpenFaaS's documented default for `zero-duration`: 15 minutes."""
@@ -97,8 +105,10 @@ def parse_wishes(labels: Mapping[str, str]) -> Wishes:
         batch_max=read(BATCH_MAX, _between(1, 1024), default.batch_max),
         batch_pad=read(BATCH_PAD, _pad, default.batch_pad),
         gpu=read(GPU, _gpu, default.gpu),
+        auth_secret=read(AUTH_SECRET, _secret, default.auth_secret),
         scale_min=read(SCALE_MIN, _between(0, 1000), 0 if to_zero else default.scale_min),
         scale_max=read(SCALE_MAX, _between(1, 1000), default.scale_max),
+        scale_factor_percent=read(SCALE_FACTOR, _between(1, 100), default.scale_factor_percent),
         scale_to_zero=to_zero,
         zero_after_s=read(SCALE_ZERO_DURATION, parse_duration_s, default.zero_after_s),
     )
@@ -138,6 +148,12 @@ def _between(low: int, high: int) -> Callable[[str, str], int]:
         return int(text)
 
     return parse
+
+
+def _secret(text: str, where: str) -> str:
+    if not _DNS_SUBDOMAIN.fullmatch(text):
+        raise InvalidInput(f"{where}: {text!r} is not a secret's name: use a-z, 0-9, '-' and '.' inside")
+    return text
 
 
 def _pad(text: str, where: str) -> str:

@@ -1,4 +1,4 @@
-"""Basic auth as OpenFaaS has it: one user, a generated password in a file that only its owner reads."""
+"""Who may ask: basic auth for the control plane as OpenFaaS has it, bearer tokens for functions that want one."""
 
 from __future__ import annotations
 
@@ -6,49 +6,78 @@ import base64
 import hmac
 import os
 import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from infless_core.errors import StateError
 
 USER = "admin"
+"""OpenFaaS's default."""
+USER_FILE, PASSWORD_FILE = "basic-auth-user", "basic-auth-password"
+"""Named as OpenFaaS names its secrets, so that a gateway can be given the same folder."""
 CHALLENGE = 'Basic realm="Restricted"'
 
 
-def ensure_password(path: Path) -> str:
-    """The password in `path`; generated on first use.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """One user."""
+
+    user: str
+    password: str = field(repr=False)
+
+    def admit(self, header: str | None) -> bool:
+        """Whether an Authorization header carries them; compared in constant time.
+
+        Args:
+            header: its value; an empty `Bearer ` (a client that never logged in) is no credential and no error.
+        """
+        scheme, _, encoded = (header or "").partition(" ")
+        if scheme.lower() != "basic":
+            return False
+        try:
+            user, _, given = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
+        except ValueError:  # not base64, not ASCII, not UTF-8
+            return False
+        right_user = hmac.compare_digest(user.encode(), self.user.encode())
+        return hmac.compare_digest(given.encode(), self.password.encode()) and right_user
+
+
+def ensure_credentials(folder: Path) -> Credentials:
+    """What the two files of a folder hold; a missing password is generated, a missing user is `admin`.
 
     Raises:
-        StateError: when the file cannot be written or read.
+        StateError: when a file cannot be written or read, or is empty.
     """
+    path = folder / PASSWORD_FILE
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             draft = path.with_name(f".{path.name}.{os.getpid()}")
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_urlsafe(24) + "\n")
             draft.replace(path)
-        password = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StateError(f"the password file {path} cannot be used: {error}") from error
-    if not password:
-        raise StateError(f"the password file {path} is empty: write a password into it, or remove it for a new one")
-    return password
+    except OSError as error:
+        raise StateError(f"the password file {path} cannot be written: {error}") from error
+    user_path = folder / USER_FILE
+    return Credentials(user=_read(user_path) if user_path.exists() else USER, password=_read(path))
 
 
-def allowed(header: str | None, password: str) -> bool:
-    """Whether an Authorization header carries the credentials; compared in constant time.
-
-    Args:
-        header: its value; an empty `Bearer ` (a client that never logged in) is no credential and no error.
-        password: what is right.
-    """
-    scheme, _, encoded = (header or "").partition(" ")
-    if scheme.lower() != "basic":
-        return False
+def _read(path: Path) -> str:
     try:
-        user, _, given = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
-    except ValueError:  # not base64, not ASCII, not UTF-8
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateError(f"the credentials file {path} cannot be used: {error}") from error
+    if not text:
+        raise StateError(f"the credentials file {path} is empty: write into it, or remove it for a new one")
+    return text
+
+
+def bears(header: bytes | None, tokens: Iterable[bytes]) -> bool:
+    """Whether an Authorization header is `Bearer` with one of some tokens (RFC 6750); compared in constant time."""
+    scheme, _, given = (header or b"").partition(b" ")
+    if scheme.lower() != b"bearer":
         return False
-    right_user = hmac.compare_digest(user.encode(), USER.encode())
-    return hmac.compare_digest(given.encode(), password.encode()) and right_user
+    # All are compared: how long it takes must not tell which one was near.
+    return any([hmac.compare_digest(given.strip(), token) for token in tokens])  # noqa: C419

@@ -91,13 +91,13 @@ class Autoscaler:
     async def _replan(self) -> None:
         alive = self._controller.functions
         functions = dict(alive)
-        versions = {key: function.stored.digest for key, function in functions.items()}
+        versions = {key: function.version for key, function in functions.items()}
         problem = self._problem(functions)
         memory = self._memory
         made, self._memory = await asyncio.get_running_loop().run_in_executor(
             self._solving, lambda: replan(problem, memory, self._solver, time_limit_s=TIME_LIMIT_S)
         )
-        if any(key in alive and alive[key].stored.digest != digest for key, digest in versions.items()):
+        if any(key in alive and alive[key].version != version for key, version in versions.items()):
             self._dirty.set()  # updated meanwhile: the plan speaks of instances of an older version
             return
         self._settle(problem, made)

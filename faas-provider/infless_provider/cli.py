@@ -12,9 +12,8 @@ from typing import Any
 import click
 
 from infless_core.errors import Infeasible, InflessError, InvalidInput
-from infless_core.labels import parse_target_s
-from infless_provider.client import DEFAULT_GATEWAY, Client, find_password
-from infless_provider.settings import Settings, default_state_dir
+from infless_provider.client import DEFAULT_GATEWAY, Client, find_credentials
+from infless_provider.settings import default_state_dir
 from infless_provider.version import VERSION
 
 _STATE = click.option(
@@ -32,6 +31,7 @@ _LAZY = {
     "plan": ("infless_provider.plan_cli", "plan_command"),
     "profile": ("infless_provider.profile_cli", "profile_command"),
     "replay": ("infless_provider.replay_cli", "replay_command"),
+    "up": ("infless_provider.up_cli", "up_command"),
 }
 """Commands whose module (solver, load generator) is imported only when they are used."""
 
@@ -75,46 +75,6 @@ def main() -> None:
 
     Every option is an environment variable too: --port of `infless up` is INFLESS_UP_PORT.
     """
-
-
-@main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
-@_STATE
-@click.option("--bundles", type=click.Path(path_type=Path), default=Path("build"), show_default=True,
-              help="Where `infless build` and `faas-cli build --shrinkwrap` leave functions.")  # fmt: skip
-@click.option("--cpu-cores", default=0, type=click.IntRange(0), help="Cores for instances (default all).")
-@click.option("--latency-target", default="500ms", show_default=True, help="For functions that state none.")
-@click.option("--no-auth", is_flag=True, help="No password. For a closed machine only.")
-@click.option("--solver", default="auto", show_default=True, help="See `infless plan --help`.")
-@click.option("--prometheus", metavar="URL", help="Learn execution times from it (default from the instances).")
-def up(  # noqa: PLR0913, PLR0917 - one argument for each option
-    host: str, port: int, state_dir: Path | None, bundles: Path, cpu_cores: int, latency_target: str, no_auth: bool,
-    solver: str, prometheus: str | None,
-) -> None:  # fmt: skip
-    """Run the provider: the OpenFaaS API, invocations, planning. Ctrl-C ends it and its instances.
-
-    SIGTERM ends the provider alone: its instances go on, and the next `infless up` finds them.
-    """
-    from infless_profiler.prometheus import check_url
-    from infless_provider.up import run
-    from infless_scheduler.planner import SOLVERS
-
-    if solver not in SOLVERS:
-        raise InvalidInput(f"--solver: {solver!r} is unknown; allowed are {', '.join(SOLVERS)}")
-    run(
-        Settings(
-            state_dir=(state_dir or default_state_dir()).resolve(),
-            bundles_dir=bundles.resolve(),
-            host=host,
-            port=port,
-            auth=not no_auth,
-            cpu_cores=cpu_cores,
-            default_target_s=parse_target_s(latency_target, "--latency-target"),
-            solver=solver,
-            prometheus_url=check_url(prometheus, "--prometheus") if prometheus else "",
-        )
-    )
 
 
 @main.command()
@@ -168,7 +128,7 @@ def deploy(
     from infless_provider.stackfile import chosen, read_stack
 
     stack = read_stack(stack_path, os.environ, chosen(stack_path, names, pattern))
-    client = Client(gateway or stack.gateway or DEFAULT_GATEWAY, find_password(state_dir))
+    client = Client(gateway or stack.gateway or DEFAULT_GATEWAY, find_credentials(state_dir))
     done: dict[str, str] = {}
     for function in stack.functions:
         click.echo(f"deploying {function.name}", err=True)
@@ -190,7 +150,7 @@ def deploy(
 @_JSON
 def status(gateway: str | None, state_dir: Path | None, as_json: bool) -> None:
     """Instances, the configuration each one got, and why."""
-    overview = Client(gateway or DEFAULT_GATEWAY, find_password(state_dir)).overview()
+    overview = Client(gateway or DEFAULT_GATEWAY, find_credentials(state_dir)).overview()
     if as_json:
         click.echo(json.dumps(overview, indent=1))
         return

@@ -24,11 +24,11 @@ class Refused(InflessError):  # noqa: N818
 class Client:
     """Talks to one provider."""
 
-    def __init__(self, gateway: str, password: str | None) -> None:
+    def __init__(self, gateway: str, credentials: auth.Credentials | None) -> None:
         self._gateway = gateway.rstrip("/")
         self._session = requests.Session()
-        if password:
-            self._session.auth = (auth.USER, password)
+        if credentials:
+            self._session.auth = (credentials.user, credentials.password)
         if urlsplit(self._gateway).hostname in ("127.0.0.1", "localhost", "::1"):
             self._session.trust_env = False  # a proxy for the world outside cannot reach this machine
 
@@ -83,8 +83,13 @@ def _object(reply: requests.Response) -> dict[str, Any]:
     return value
 
 
-def find_password(state_dir: Path | None) -> str | None:
-    """`$INFLESS_PASSWORD`, else the password file of a provider on this machine."""
-    given = os.environ.get("INFLESS_PASSWORD")
-    file = (state_dir or default_state_dir()) / "basic-auth-password"
-    return given or (file.read_text().strip() if file.is_file() else None)
+def find_credentials(state_dir: Path | None) -> auth.Credentials | None:
+    """`$INFLESS_USER` and `$INFLESS_PASSWORD`, else the files of a provider on this machine."""
+    folder = state_dir or default_state_dir()
+    password = os.environ.get("INFLESS_PASSWORD") or _text(folder / auth.PASSWORD_FILE)
+    user = os.environ.get("INFLESS_USER") or _text(folder / auth.USER_FILE) or auth.USER
+    return auth.Credentials(user=user, password=password) if password else None
+
+
+def _text(path: Path) -> str:
+    return path.read_text().strip() if path.is_file() else ""

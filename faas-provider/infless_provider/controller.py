@@ -1,83 +1,106 @@
-"""Deploy, update, remove, scale, list: what users ask of the provider, on the event loop's thread."""
+"""Deploy, update, roll back, remove, scale: what users ask of the provider, on the event loop's thread."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from infless_core.clock import Clock
 from infless_core.errors import Conflict, Infeasible, InflessError, InvalidInput, NotFound, StateError
-from infless_core.labels import GpuWish, Wishes, parse_wishes
+from infless_core.labels import SCALE_MIN, GpuWish, Wishes, parse_wishes
 from infless_core.lifecycle import Phase
-from infless_core.model import Configuration, FunctionDemand, FunctionSpec, ProfilePoint
-from infless_core.units import format_duration
-from infless_profiler.scrape import Target
-from infless_provider import bundles, wire
+from infless_core.model import Configuration, FunctionSpec, ProfilePoint
+from infless_provider import wire
+from infless_provider.alerts import parse_alerts, replicas_after
 from infless_provider.backends.base import Backend
+from infless_provider.bundles import profile_key
 from infless_provider.fleet import Fleet
-from infless_provider.functions import FunctionState, Instance
+from infless_provider.functions import FunctionState, Instance, check_target
+from infless_provider.namespaces import Namespaces
 from infless_provider.profiling import Profiles
-from infless_provider.settings import NAMESPACE, Settings
-from infless_provider.state import State, StoredFunction
-from infless_scheduler.rates import feasible_points, nearest_target_s
+from infless_provider.secret_store import SecretStore
+from infless_provider.settings import Settings
+from infless_provider.state import State, StoredFunction, Version
 
 LOG = logging.getLogger("infless.controller")
 _T = TypeVar("_T")
+TRIES = 2
+"""Instances of an updated version that may end before they are ready; then the version before is restored."""
 
 
 class Controller:
     """All functions of the provider. Owns the state; everything runs on one event loop."""
 
     def __init__(
-        self, settings: Settings, state: State, backend: Backend, profiles: Profiles, clock: Clock
+        self, settings: Settings, state: State, backend: Backend, profiles: Profiles, secrets: SecretStore, clock: Clock
     ) -> None:  # fmt: skip
         self.functions: dict[str, FunctionState] = {}
+        self.namespaces = Namespaces(state, settings.namespaces_max)
+        self.backend = backend
+        self.clock = clock
         self.fleet = Fleet(backend, state, settings, clock)
         self.fleet.on_change = self._instance_changed
         self.fleet.on_ended = self._instance_ended
+        self.fleet.on_failed = self._start_failed
+        self.fleet.secrets_of = secrets.folder_of
         self.fleet.target_s = self._target_s
         self.on_dirty: Callable[[], None] = lambda: None
         """Told when the instances should be planned anew."""
+        self.on_removed: Callable[[str], None] = lambda _: None
+        """Told the key of a function that is gone."""
         self._settings = settings
         self._state = state
-        self._backend = backend
         self._profiles = profiles
-        self._clock = clock
+        self._secrets = secrets
         self._busy: set[str] = set()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deploy")
 
     async def restore(self) -> None:
         """After a start: functions from the state, instances that still run. Nothing is timed here: that may hang."""
+        self.namespaces.restore()
         for stored in self._state.functions():
             try:
                 wishes = self._wishes(stored.spec)
             except InflessError as fault:  # one damaged function must not keep the others from running
-                LOG.error("%s stays in the state and is not served: %s", stored.spec.key, fault)  # noqa: TRY400
+                LOG.error("%s stays in the state and is not served: %s", stored.key, fault)  # noqa: TRY400
                 continue
-            function = self._add(stored, wishes, self._kept_profile(stored, wishes))
-            if stored.replicas == 0:
-                function.wanted_at_s = -math.inf
+            self._install(stored, wishes, self._kept_profile(stored.version, wishes))
         self.fleet.adopt(self.functions)
-        versions = {function.stored.digest for function in self.functions.values()}
-        if all(instance.digest in versions for instance in self.fleet.instances.values()):
-            used = {function.stored.bundle for function in self.functions.values()}
-            await asyncio.to_thread(bundles.sweep, self._settings.bundles_kept, used)
+        for function in self.functions.values():
+            # What slept goes on sleeping.
+            function.wanted_at_s = self.clock.now_s() if function.instances else -math.inf
+        await asyncio.to_thread(self._tidy, *self._in_use())
 
-    def _kept_profile(self, stored: StoredFunction, wishes: Wishes) -> tuple[ProfilePoint, ...]:
+    def _in_use(self) -> tuple[dict[str, set[str]], set[str]]:
+        """Versions by function, and artifacts, that run or may be gone back to."""
+        versions: dict[str, set[str]] = {}
+        artifacts: set[str] = set()
+        for function in self.functions.values():
+            kept = [one for one in (function.stored.version, function.stored.previous) if one is not None]
+            running = {i.version for i in function.instances.values()}
+            versions[function.key] = {one.id for one in kept} | running
+            artifacts |= {one.artifact for one in kept}
+        return versions, artifacts
+
+    def _tidy(self, versions: dict[str, set[str]], artifacts: set[str]) -> None:
+        self._secrets.sweep(versions)
+        self.backend.tidy(artifacts)
+
+    def _kept_profile(self, version: Version, wishes: Wishes) -> tuple[ProfilePoint, ...]:
         """Without a profile a function is served all the same: its speed is learned from its answers."""
         try:
-            kept = self._profiles.kept(stored.digest, wishes.batch_max)
+            kept = self._profiles.kept(version.digest, wishes.batch_max)
         except StateError as fault:
-            LOG.error("%s: %s", stored.spec.key, fault)  # noqa: TRY400 - a sentence, its traceback is noise
+            LOG.error("%s: %s", version.spec.key, fault)  # noqa: TRY400 - a sentence, its traceback is noise
             return ()
         if kept is None:
-            LOG.warning("%s has lost its profile; deploy it again to have it timed", stored.spec.key)
+            LOG.warning("%s has lost its profile; deploy it again to have it timed", version.spec.key)
         return kept or ()
 
     # what users ask --------------------------------------------------------------------------------------------------
@@ -88,9 +111,12 @@ class Controller:
         Raises:
             InvalidInput, Conflict, Infeasible, StateError: nothing has changed then.
         """
-        spec = wire.parse_deployment(data, NAMESPACE)
+        spec = wire.parse_deployment(data)
         if spec.key in self.functions:
             raise Conflict(f"function {spec.name!r} exists already; update it with PUT")
+        most = self._settings.functions_max
+        if len(self.functions_in(spec.namespace)) >= most:
+            raise Conflict(f"namespace {spec.namespace!r} holds {most} functions, as many as it may")
         await self._apply(spec)
 
     async def update(self, data: dict[str, Any]) -> None:
@@ -99,8 +125,8 @@ class Controller:
         Raises:
             NotFound, InvalidInput, Conflict, Infeasible, StateError: nothing has changed then.
         """
-        spec = wire.parse_deployment(data, NAMESPACE)
-        self.find(spec.name)
+        spec = wire.parse_deployment(data)
+        self.find(spec.name, spec.namespace)
         await self._apply(spec)
 
     async def _apply(self, spec: FunctionSpec) -> None:
@@ -108,20 +134,28 @@ class Controller:
             raise Conflict(f"function {spec.name!r} is being deployed by another request")
         self._busy.add(spec.key)
         try:
+            self.namespaces.require(spec.namespace)
             wishes = self._wishes(spec)
-            if spec.secrets:
-                raise InvalidInput(f"secret {spec.secrets[0]!r} does not exist")
-            stored = await self._run(self._keep, spec, wishes)
-            profile = await self._run(self._profile, stored, wishes)
-            self._check_target(spec, wishes, profile)
-            old = self.functions.get(spec.key)
-            if old is not None:
-                stored = replace(stored, created_at_s=old.stored.created_at_s, replicas=old.stored.replicas)
+            await self._run(self._check_secrets, spec, wishes)
+            version = await self._run(self._version, spec, wishes)
+            profile = await self._run(self._profile, version, wishes)
+            check_target(spec, wishes, profile)
+            await self._run(self._secrets.mount, spec.key, version.id, spec.namespace, spec.secrets)
+            self.namespaces.require(spec.namespace)  # it may have been removed meanwhile
+            function = self.functions.get(spec.key)
+            stored = (
+                function.stored.updated(version)
+                if function
+                else StoredFunction(version=version, created_at_s=self.clock.wall_s())
+            )
             self._state.put_function(stored)
-            told = old.wishes if old else wishes
-            function = self._add(stored, wishes, profile)
         finally:
             self._busy.discard(spec.key)
+        told = function.wishes if function else wishes
+        function = self._install(stored, wishes, profile)
+        function.failures, function.retry_at_s, function.last_failure, function.rolled_back = 0, 0.0, "", ""
+        if function.instances or spec.labels.get(SCALE_MIN) != "0":  # else it is started by its first request
+            function.wanted_at_s = self.clock.now_s()
         if not function.current() and function.undrained():
             # The first instance of the new version; the old ones are drained once this one is ready.
             self.fleet.start(function, function.spare(), "first instance of the updated version")
@@ -141,7 +175,7 @@ class Controller:
                 LOG.error("%s keeps its old configuration: %s", instance.id, fault)  # noqa: TRY400
 
     async def _run(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """What takes long (hashing, copying, timing) runs in a thread of its own kind: the planner must not wait."""
+        """What takes long (hashing, pulling, timing) runs in a thread of its own kind: the planner must not wait."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def close(self) -> None:
@@ -149,56 +183,40 @@ class Controller:
         self._profiles.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _keep(self, spec: FunctionSpec, wishes: Wishes) -> StoredFunction:
-        found = bundles.find_bundle(self._settings.bundles_dir, spec.name, spec.image)
-        code, kept = bundles.keep_copy(found, self._settings.bundles_kept)
-        digest = bundles.profile_key(code, wishes.environment(spec.env_vars))
-        return StoredFunction(spec=spec, bundle=str(kept), digest=digest, created_at_s=self._clock.wall_s())
+    def _check_secrets(self, spec: FunctionSpec, wishes: Wishes) -> None:
+        self._secrets.check(spec.namespace, spec.secrets)
+        if wishes.auth_secret:
+            self._secrets.tokens(spec.namespace, wishes.auth_secret)
 
-    def _profile(self, stored: StoredFunction, wishes: Wishes) -> tuple[ProfilePoint, ...]:
+    def _version(self, spec: FunctionSpec, wishes: Wishes) -> Version:
+        artifact = self.backend.prepare(spec)
+        digest = profile_key(artifact.digest, wishes.environment(spec.env_vars))
+        return Version(spec=spec, artifact=artifact.reference, digest=digest)
+
+    def _profile(self, version: Version, wishes: Wishes) -> tuple[ProfilePoint, ...]:
         return self._profiles.points(
-            stored.digest,
-            Path(stored.bundle),
-            wishes.environment(stored.spec.env_vars),
+            version.digest,
+            version.artifact,
+            wishes.environment(version.spec.env_vars),
             wishes.batch_max,
-            lambda told: LOG.info("%s: %s", stored.spec.name, told),
+            lambda told: LOG.info("%s: %s", version.spec.key, told),
         )
 
     def _wishes(self, spec: FunctionSpec) -> Wishes:
         wishes = parse_wishes(spec.labels)
         if "com.infless.latency.target" not in spec.labels:
             wishes = replace(wishes, latency_target_s=self._settings.default_target_s)
-        if wishes.gpu is GpuWish.REQUIRE:
+        if wishes.gpu is GpuWish.REQUIRE and not any(server.gpus for server in self.backend.servers):
             raise Infeasible(f"label com.infless.gpu: {spec.name!r} requires a GPU, and no server here has one")
         return wishes
 
-    def _check_target(self, spec: FunctionSpec, wishes: Wishes, profile: tuple[ProfilePoint, ...]) -> None:
-        demand = FunctionDemand(
-            id=spec.key,
-            latency_target_s=wishes.latency_target_s,
-            latency_percentile=wishes.latency_percentile,
-            rate_rps=1.0,
-            max_batch=wishes.batch_max,
-            profile=profile,
-        )
-        if not profile or feasible_points(demand):
-            return
-        fastest = min(profile, key=lambda point: point.exec_s)
-        nearest_s = nearest_target_s(profile, wishes.batch_max)
-        raise Infeasible(
-            f"label com.infless.latency.target: {format_duration(wishes.latency_target_s)} cannot be met by"
-            f" {spec.name!r}: its fastest configuration {fastest.configuration} takes"
-            f" {format_duration(fastest.exec_s)}; the nearest feasible target is"
-            f" {format_duration((nearest_s or fastest.exec_s) * 1.01)}"
-        )
-
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, namespace: object = None) -> None:
         """DELETE /system/functions.
 
         Raises:
             NotFound, Conflict: for an unknown function, or one that is being updated.
         """
-        function = self.find(name)
+        function = self.find(name, namespace)
         if function.key in self._busy:
             raise Conflict(f"function {name!r} is being updated by another request")
         self._state.delete_function(function.key)
@@ -206,104 +224,60 @@ class Controller:
         function.wake()
         for instance in list(function.instances.values()):
             self.fleet.drain(instance, "its function was removed")
+        self.on_removed(function.key)
 
-    async def scale(self, name: str, replicas: int) -> None:
+    async def scale(self, name: str, namespace: object, replicas: int) -> None:
         """POST /system/scale-function: the least number of instances from now on; the planner may run more.
 
         Raises:
             NotFound, InvalidInput: for an unknown function, or more than `com.openfaas.scale.max`.
         """
-        function = self.find(name)
+        function = self.find(name, namespace)
         if replicas > function.wishes.scale_max:
             raise InvalidInput(f"replicas {replicas} is above com.openfaas.scale.max, {function.wishes.scale_max}")
-        stored = replace(function.stored, replicas=replicas)
-        self._state.put_function(stored)
-        function.stored = stored
-        function.wanted_at_s = self._clock.now_s() if replicas else -math.inf
+        self._scale(function, replicas)
+
+    def _scale(self, function: FunctionState, replicas: int | None) -> None:
+        self._store(function, replace(function.stored, replicas=replicas))
+        function.wanted_at_s = -math.inf if replicas == 0 else self.clock.now_s()
         self.on_dirty()
 
-    def find(self, name: str) -> FunctionState:
+    async def alert(self, data: dict[str, Any]) -> None:
+        """POST /system/alert: a firing alert adds instances, a resolved one leaves the number to the planner again.
+
+        Raises:
+            InvalidInput: it is no webhook of AlertManager's. An unknown function is no fault of the caller's.
+        """
+        for alert in parse_alerts(data):
+            function = self.functions.get(wire.function_key(alert.function_name))
+            if function is None:
+                LOG.warning("alert: function %r does not exist", alert.function_name)
+            elif not alert.firing:
+                self._scale(function, None)
+            else:
+                wishes, wanted = function.wishes, function.wanted(self.clock.now_s())
+                factor = wishes.scale_factor_percent
+                self._scale(
+                    function, replicas_after(replicas=wanted, most=wishes.scale_max, factor_percent=factor)
+                )  # fmt: skip
+
+    def find(self, name: str, namespace: object = None) -> FunctionState:
         """A function by `name` or `name.namespace`.
 
         Raises:
             NotFound: when there is none.
         """
-        function = self.functions.get(f"{wire.split_name(name, NAMESPACE)}.{NAMESPACE}")
+        key = wire.function_key(name, wire.parse_namespace(namespace))
+        function = self.functions.get(key)
         if function is None:
-            raise NotFound(f"function {name!r} does not exist")
+            raise NotFound(f"function {name!r} does not exist in namespace {key.rpartition('.')[2]!r}")
         return function
 
-    async def listing(self) -> list[dict[str, Any]]:
-        """Every FunctionStatus, by name."""
-        return [self._status(function) for _, function in sorted(self.functions.items())]
-
-    async def describe(self, name: str, *, usage: bool) -> dict[str, Any]:
-        """One FunctionStatus.
-
-        Raises:
-            NotFound: when there is none.
-        """
-        function = self.find(name)
-        status = self._status(function)
-        if usage:
-            used = [self._backend.usage(id_) for id_ in function.instances]
-            status["usage"] = {
-                "cpu": sum(one.cpu_millicores for one in used),
-                "totalMemoryBytes": float(sum(one.memory_bytes for one in used)),
-            }
-        return status
-
-    async def overview(self) -> dict[str, Any]:
-        """Instances with their configurations and reasons, and what happened: `infless status`."""
-        return {
-            "instances": [self._instance_json(i) for _, i in sorted(self.fleet.instances.items())],
-            "functions": [
-                {
-                    "function": f.key,
-                    "rate_rps": round(f.estimate.rate_rps, 3),
-                    "latency_target_s": f.wishes.latency_target_s,
-                    "in_flight": f.in_flight,
-                    "last_failure": f.last_failure,
-                }
-                for _, f in sorted(self.functions.items())
-            ],
-            "events": list(self.fleet.events),
-        }
-
-    def _instance_json(self, instance: Instance) -> dict[str, Any]:
-        function = self.functions.get(instance.function)
-        rates = function.window_of(instance) if function else None
-        return {
-            "id": instance.id,
-            "function": instance.function,
-            "phase": instance.phase.value,
-            "batch": instance.configuration.batch,
-            "cpu_cores": instance.configuration.cpu_cores,
-            "gpu_percent": instance.configuration.gpu_percent,
-            "rate_low_rps": rates.low_rps if rates else None,
-            "rate_up_rps": rates.up_rps if rates else None,
-            "why": instance.reason,
-            "port": instance.address.port,
-            "metrics_port": instance.address.metrics_port,
-            "pid": instance.address.handle.get("pid"),
-        }
+    def functions_in(self, namespace: str) -> list[str]:
+        """Names of the functions in a namespace."""
+        return [f.stored.spec.name for f in self.functions.values() if f.stored.spec.namespace == namespace]
 
     # what feeds it ---------------------------------------------------------------------------------------------------
-
-    def targets(self) -> list[Target]:
-        """Where ready instances publish their metrics."""
-        return [
-            Target(instance=i.id, function=i.function, host=i.address.host, port=i.address.metrics_port)
-            for _, i in sorted(self.fleet.instances.items())
-            if i.phase is Phase.READY
-        ]
-
-    async def discovery(self) -> list[dict[str, Any]]:
-        """Targets in the form of Prometheus's HTTP service discovery."""
-        return [
-            {"targets": [one.address], "labels": {"function_name": one.function, "infless_instance": one.instance}}
-            for one in self.targets()
-        ]
 
     def correct(self, key: str, profile: tuple[ProfilePoint, ...]) -> None:
         """A function's execution times as they are now."""
@@ -314,42 +288,53 @@ class Controller:
 
     def drifted(self, key: str, configuration: Configuration, why: str) -> None:
         """A configuration takes another time than it did: an event for `infless status`, and the log."""
+        self._event("drift", key, why, configuration)
+
+    def secret_changed(self, namespace: str, name: str) -> None:
+        """A secret has another value, or none: functions that it opens are opened by what it holds now."""
+        for function in self.functions.values():
+            if function.stored.spec.namespace == namespace and function.wishes.auth_secret == name:
+                function.tokens = self._tokens(namespace, name)
+
+    def _event(self, what: str, key: str, why: str, configuration: Configuration | None = None) -> None:
         self.fleet.events.append(
             {
-                "at_s": self._clock.wall_s(),
-                "event": "drift",
+                "at_s": self.clock.wall_s(),
+                "event": what,
                 "instance": "",
                 "function": key,
-                "configuration": asdict(configuration),
+                "configuration": asdict(configuration) if configuration else None,
                 "why": why,
             }
         )
-        LOG.warning("drift %s %s: %s", key, configuration, why)
-
-    def _status(self, function: FunctionState) -> dict[str, Any]:
-        return wire.status_json(
-            function.stored.spec,
-            replicas=function.wanted(self._clock.now_s()),
-            available=function.available(),
-            invocations=function.invocations,
-            created_at_s=function.stored.created_at_s,
-        )
+        LOG.warning("%s %s %s: %s", what, key, configuration or "", why)
 
     # what instances do -----------------------------------------------------------------------------------------------
 
-    def _add(self, stored: StoredFunction, wishes: Wishes, profile: tuple[ProfilePoint, ...]) -> FunctionState:
-        """Begin to serve a function, or its new version."""
-        known = self.functions.get(stored.spec.key)
+    def _install(self, stored: StoredFunction, wishes: Wishes, profile: tuple[ProfilePoint, ...]) -> FunctionState:
+        """Begin to serve a function, or another version of it."""
+        known = self.functions.get(stored.key)
         if known is None:
             known = FunctionState(stored=stored, wishes=wishes, profile=profile)
             self.functions[known.key] = known
-        if known.stored.digest != stored.digest:
+        if known.stored.version.digest != stored.version.digest:
             known.observed_exec_s = 0.0
         known.stored, known.wishes, known.profile = stored, wishes, profile
-        known.failures, known.retry_at_s, known.last_failure = 0, 0.0, ""
-        known.wanted_at_s = self._clock.now_s()
+        known.tokens = self._tokens(stored.spec.namespace, wishes.auth_secret) if wishes.auth_secret else ()
         known.reweigh()
         return known
+
+    def _tokens(self, namespace: str, name: str) -> tuple[bytes, ...]:
+        try:
+            return self._secrets.tokens(namespace, name)
+        except InvalidInput as fault:
+            LOG.error("a function is closed to everybody: %s", fault)  # noqa: TRY400
+            return (os.urandom(32),)
+
+    def _store(self, function: FunctionState, stored: StoredFunction) -> None:
+        """First on the disk, then true."""
+        self._state.put_function(stored)
+        function.stored = stored
 
     def _target_s(self, key: str) -> float:
         function = self.functions.get(key)
@@ -366,21 +351,51 @@ class Controller:
             if replaced is not None:
                 self.fleet.drain(replaced, f"replaced by {instance.id}")
                 self.on_dirty()
+        if ready and not function.stored.proven:
+            self._prove(function)
         if ready and len(ready) == len(function.current()):
             # Only now: one new instance alone could not carry what several old ones did.
-            for old in [i for i in function.undrained() if i.digest != function.stored.digest]:
+            for old in [i for i in function.undrained() if i.version != function.version]:
                 self.fleet.drain(old, "replaced by the updated version")
                 self.on_dirty()
         function.reweigh()
         if function.serving():
             function.wake()
 
+    def _prove(self, function: FunctionState) -> None:
+        """An instance of this version has been ready: there is nothing to go back for."""
+        try:
+            self._store(function, replace(function.stored, proven=True, previous=None))
+        except StateError as fault:
+            LOG.warning("%s: %s", function.key, fault)  # told again when the next one is ready
+
+    def _start_failed(self, function: FunctionState) -> None:
+        """A version that does not get ready is given up for the one before, if that one did."""
+        failed = function.stored
+        if failed.previous is None or function.failures < TRIES or function.key in self._busy:
+            return
+        words = function.last_failure
+        try:
+            wishes = self._wishes(failed.previous.spec)
+            stored = replace(failed, version=failed.previous, previous=None, proven=True)
+            self._state.put_function(stored)
+        except InflessError as fault:
+            LOG.error("%s cannot be rolled back: %s", function.key, fault)  # noqa: TRY400
+            return
+        self._install(stored, wishes, self._kept_profile(stored.version, wishes))
+        function.failures, function.retry_at_s, function.rolled_back = 0, 0.0, words
+        self._event("rollback", function.key, words)
+        for instance in [i for i in function.undrained() if i.version == failed.version.id]:
+            self.fleet.drain(instance, "its version was rolled back")
+        function.wake()
+        self.on_dirty()
+
     def _instance_ended(self, instance: Instance, phase: Phase, words: str) -> None:
         function = self.functions.get(instance.function)
         if function is None:
             return
         function.instances.pop(instance.id, None)
-        if phase is Phase.STARTING:
+        if phase is Phase.STARTING and instance.version == function.version:
             self.fleet.failed_to_start(function, words)
         if phase is Phase.STARTING or not function.current():
             function.wake()  # who waits for it gets the reason now, not at the end of their patience

@@ -110,8 +110,15 @@ class Feed:
     """Keeps the profiles of all functions current. Sources are asked in order; the first that answers is believed."""
 
     def __init__(
-        self, controller: Controller, profiles: Profiles, sources: Sequence[Source], metrics: Metrics, clock: Clock
+        self,
+        controller: Controller,
+        targets: Callable[[], Sequence[Target]],
+        profiles: Profiles,
+        sources: Sequence[Source],
+        metrics: Metrics,
+        clock: Clock,
     ) -> None:
+        self._targets = targets
         self.observed = Observed()
         self._controller = controller
         self._profiles = profiles
@@ -134,7 +141,7 @@ class Feed:
     async def turn(self) -> None:
         """One reading, and what follows from it."""
         await self._learn_versions()
-        counted = await self._read(self._controller.targets())
+        counted = await self._read(self._targets())
         if counted is None:
             return
         # Pure, but some hundred milliseconds of it where many instances run: not for the event loop.
@@ -147,7 +154,7 @@ class Feed:
             self._tell(drift)
         for key, points in news.points.items():
             function = self._controller.functions.get(key)
-            current = function is not None and function.stored.digest == self._known[key].version[0]
+            current = function is not None and function.stored.version.digest == self._known[key].version[0]
             if function is not None and current and moved(function.profile, points):
                 self._controller.correct(key, points)
         self._metrics.profiled(news.factors)
@@ -165,7 +172,7 @@ class Feed:
             del self._known[key]
             self.observed = self.observed.without(key)
         for key, function in list(functions.items()):
-            version = function.stored.digest, function.wishes.batch_max
+            version = function.stored.version.digest, function.wishes.batch_max
             known = self._known.get(key)
             if known is not None and known.version == version:
                 continue
@@ -192,7 +199,7 @@ class Feed:
             known = self._known.get(one.series.function)
             if instance is None or function is None or known is None or instance.function != function.key:
                 continue
-            if instance.digest == function.stored.digest == known.version[0]:
+            if instance.version == function.version and function.stored.version.digest == known.version[0]:
                 # A function may set its own share of a GPU; the profile knows the one that we gave.
                 given = replace(one.series, gpu_percent=instance.configuration.gpu_percent)
                 found.append(replace(one, series=given))

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from infless_core.clock import Clock
-from infless_core.errors import BackendError, StateError
+from infless_core.errors import InflessError, StateError
 from infless_core.lifecycle import Event, Phase
 from infless_core.model import Configuration
-from infless_provider.backends.base import Address, Backend, Launch
+from infless_core.units import parse_memory_bytes
+from infless_provider.backends.base import Address, Backend, Launch, Stage
 from infless_provider.functions import FunctionState, Instance
 from infless_provider.settings import Settings
 from infless_provider.state import State, StoredInstance
@@ -25,6 +26,8 @@ from infless_provider.upstream import Upstream, UpstreamError
 LOG = logging.getLogger("infless.fleet")
 WATCH_S = 0.1
 """How often starting instances are asked whether they are ready."""
+_EVERYONE_EACH = 10
+"""Those that serve are looked at each so many times, should a backend's event be lost."""
 DRAIN_GRACE_S = 65.0
 """The longest invocation (`Settings.invoke_timeout_s`) and five seconds more."""
 LAST_ANSWERS_S = 1.5
@@ -41,9 +44,14 @@ class Fleet:
         """Told the function whenever one of its instances became ready, began to drain, or ended."""
         self.on_ended: Callable[[Instance, Phase, str], None] = lambda *_: None
         """Told the instance, the phase it ended in, and its last words."""
+        self.on_failed: Callable[[FunctionState], None] = lambda _: None
+        """Told the function when an instance could not be started, or ended before it was ready."""
+        self.secrets_of: Callable[[str, str], Path | None] = lambda *_: None
+        """Where a function's version finds its secrets; None when it has none."""
         self.target_s: Callable[[str], float] = lambda _: 0.5
         """The newest latency target of a function."""
         self._backend = backend
+        backend.on_event = self._event
         self._state = state
         self._settings = settings
         self._clock = clock
@@ -56,54 +64,64 @@ class Fleet:
     def start(
         self, function: FunctionState, configuration: Configuration, reason: str, replaces: str | None = None
     ) -> Instance | None:
-        """Begin to start an instance; None when the backend could not, which is logged and tried again later."""
+        """Begin to start an instance; None when the backend could not, which is logged and tried again later.
+
+        It is in the state before the backend hears of it: what a crash interrupts here is found again, or swept up.
+        """
         if self._closing:
             return None
         self._serial += 1
         id_ = f"{function.stored.spec.name}-{self._serial:x}"
-        launch = Launch(
-            id=id_,
-            function=function.key,
-            bundle=Path(function.stored.bundle),
-            environment=function.wishes.environment(function.stored.spec.env_vars),
-            configuration=configuration,
-            latency_target_s=function.wishes.latency_target_s,
-        )
-        try:
-            address = self._backend.start(launch)
-        except BackendError as error:
-            self._failed(function, str(error))
-            return None
-        instance = self._admit(function, id_, configuration, address, reason)
+        instance = self._admit(function, id_, configuration, reason)
         instance.replaces = replaces
         try:
             self._state.put_instance(_stored(instance))
-        except StateError as error:
-            # An instance that a restart would not find again is an orphan in the making.
-            self._failed(function, str(error))
+            self._backend.start(self._launch(function, instance))
+        except InflessError as error:
             function.instances.pop(id_, None)
             self._remove(instance)
+            self.failed_to_start(function, str(error))
             return None
         self.record("start", instance, reason)
+        self._look_at(instance)
         return instance
+
+    def _launch(self, function: FunctionState, instance: Instance) -> Launch:
+        spec = function.stored.spec
+        memory = (spec.limits or {}).get("memory")
+        return Launch(
+            id=instance.id,
+            function=function.key,
+            digest=instance.version,
+            artifact=function.stored.version.artifact,
+            environment=function.wishes.environment(spec.env_vars),
+            configuration=instance.configuration,
+            latency_target_s=function.wishes.latency_target_s,
+            server=self._backend.servers[0].id,
+            memory_bytes=parse_memory_bytes(memory, "limits.memory") if memory else 0,
+            secrets=self.secrets_of(function.key, instance.version),
+            read_only_root=spec.read_only_root_filesystem,
+            process=spec.env_process,
+        )
 
     def adopt(self, functions: dict[str, FunctionState]) -> None:
         """After a restart: take over what still runs, forget what does not, end what belongs to nobody."""
         for stored in self._state.instances():
             function = functions.get(stored.function)
-            address = Address(**stored.address)
-            if not self._backend.adopt(stored.id, address) or function is None:
+            handle = stored.address.get("handle", {})
+            if function is None or not self._backend.adopt(stored.id, stored.function, handle):
                 self._backend.forget(stored.id)
                 self._forget_stored(stored.id)
                 continue
-            instance = self._admit(function, stored.id, stored.configuration, address, "found after a restart")
-            instance.digest = stored.digest
+            instance = self._admit(function, stored.id, stored.configuration, "found after a restart")
+            instance.version = stored.version
             instance.untold = True  # nobody knows whether it was told before the restart
             self.record("adopt", instance, instance.reason)
+            self._look_at(instance)
         self._backend.sweep(set(self.instances))
 
     def resize(self, instance: Instance, configuration: Configuration) -> None:
-        """Give an instance another batch size, or tell it its function's new latency target.
+        """Give an instance another batch size or other cores, or tell it its function's new latency target.
 
         Raises:
             StateError: nothing has changed then.
@@ -112,6 +130,8 @@ class Fleet:
         self._state.put_instance(_stored(instance, configuration))
         instance.configuration = configuration
         instance.untold = True  # `_look` tells it as soon as it is ready
+        if configuration.cpu_cores != old.cpu_cores:
+            self._backend.resize(instance.id, configuration)
         self.record("resize", instance, f"{old} becomes {configuration}")
 
     def drain(self, instance: Instance, reason: str) -> None:
@@ -134,37 +154,64 @@ class Fleet:
 
     def check(self, instance: Instance) -> None:
         """Look now whether it still lives: somebody could not reach it."""
-        if instance.id in self.instances and not self._backend.alive(instance.id):
-            self._ended(instance)
+        self._look_at(instance)
 
     async def watch(self) -> None:
-        """Notice who became ready and who has ended, for ever."""
+        """Notice who became ready and who has ended, for ever. The backend's events only make it sooner."""
+        looks = 0
         while True:
             try:
-                self._look()
+                self._look(everyone=looks % _EVERYONE_EACH == 0)
             except Exception:
                 LOG.exception("watching instances failed; going on")
+            looks += 1
             await asyncio.sleep(WATCH_S)
 
-    def _look(self) -> None:
-        now_s = self._clock.now_s()
+    def _look(self, *, everyone: bool = True) -> None:
         for instance in list(self.instances.values()):
-            if not self._backend.alive(instance.id):
-                self._ended(instance)
-            elif instance.phase is Phase.STARTING:
-                limit_s = self._settings.start_timeout_s
-                if now_s - instance.started_at_s > limit_s:
-                    instance.doom = f"it was not ready within {limit_s:.0f} s"
-                    self._backend.kill(instance.id)
-                else:
-                    self._ask(instance, self._ask_ready)
-            elif instance.phase is Phase.READY and instance.untold:
-                self._ask(instance, self._configure)
-            elif instance.phase is Phase.DRAINING:
-                self._end_when_idle(instance)
-                if now_s > instance.drain_until_s:
-                    LOG.warning("%s did not drain within %.0f s; killed", instance.id, DRAIN_GRACE_S)
-                    self._backend.kill(instance.id)
+            if everyone or instance.untold or instance.phase is not Phase.READY:
+                self._look_at(instance)
+
+    def _event(self, id_: str) -> None:
+        instance = self.instances.get(id_)
+        if instance is not None:
+            self._look_at(instance)
+
+    def _look_at(self, instance: Instance) -> None:
+        """Go on with one instance from what its backend sees."""
+        if instance.id not in self.instances:
+            return  # it has ended while others were looked at
+        sight = self._backend.see(instance.id)
+        if sight.stage is Stage.ENDED:
+            self._ended(instance, sight.why)
+            return
+        if sight.address is not None and sight.address != instance.address:
+            self._found(instance, sight.address)
+        now_s = self._clock.now_s()
+        if instance.phase is Phase.STARTING:
+            limit_s = self._settings.start_timeout_s
+            if now_s - instance.started_at_s > limit_s:
+                instance.doom = f"it was not ready within {limit_s:.0f} s"
+                self._backend.kill(instance.id)
+            elif instance.address is not None:
+                self._ask(instance, self._ask_ready)
+        elif instance.phase is Phase.READY and instance.untold:
+            self._ask(instance, self._configure)
+        elif instance.phase is Phase.DRAINING:
+            self._end_when_idle(instance)
+            if now_s > instance.drain_until_s:
+                LOG.warning("%s did not drain within %.0f s; killed", instance.id, DRAIN_GRACE_S)
+                self._backend.kill(instance.id)
+
+    def _found(self, instance: Instance, address: Address) -> None:
+        """Its backend knows where it answers, or knows it by another handle since a resize."""
+        old, instance.address = instance.address, address
+        if old is None or (old.host, old.port) != (address.host, address.port):
+            instance.upstream = Upstream(address.host, address.port)
+        try:
+            self._state.put_instance(_stored(instance))
+        except StateError as error:
+            LOG.error("%s may be ended by the next restart: %s", instance.id, error)  # noqa: TRY400
 
     def _ask(self, instance: Instance, question: Callable[[Instance], Awaitable[None]]) -> None:
         """One question at a time for each instance."""
@@ -184,7 +231,8 @@ class Fleet:
     async def _ask_ready(self, instance: Instance) -> None:
         reply = await instance.upstream.request("GET", "/_/ready", (), b"", timeout_s=2.0)
         await reply.read()
-        if reply.status == 200 and instance.phase is Phase.STARTING:
+        # A function of somebody else's template answers, and knows no such path: it serves.
+        if reply.status in (200, 404, 405) and instance.phase is Phase.STARTING:
             instance.advance(Event.READY)
             took_s = self._clock.now_s() - instance.started_at_s
             self.record("ready", instance, f"after {took_s:.2f} s")
@@ -192,7 +240,14 @@ class Fleet:
 
     async def _configure(self, instance: Instance) -> None:
         instance.untold = False
-        wish = {"batch_max": instance.configuration.batch, "latency_target_s": self.target_s(instance.function)}
+        if instance.address is None or not instance.address.metrics_port:
+            return
+        given = instance.configuration
+        wish = {
+            "batch_max": given.batch,
+            "cpu_cores": given.cpu_cores,
+            "latency_target_s": self.target_s(instance.function),
+        }
         control = Upstream(instance.address.host, instance.address.metrics_port)
         try:
             reply = await control.request("PUT", "/_/config", (), json.dumps(wish).encode(), timeout_s=5.0)
@@ -207,9 +262,9 @@ class Fleet:
         finally:
             await control.close()
 
-    def _ended(self, instance: Instance) -> None:
+    def _ended(self, instance: Instance, why: str) -> None:
         phase = instance.phase
-        words = instance.doom or self._backend.last_words(instance.id, instance.function)
+        words = instance.doom or why or self._backend.last_words(instance.id, instance.function)
         instance.advance(Event.ENDED)
         self._remove(instance)
         self.record("end", instance, "" if phase is Phase.DRAINING else words or "it ended by itself")
@@ -233,16 +288,12 @@ class Fleet:
         with contextlib.suppress(StateError):  # found dead again, and deleted, at the next restart
             self._state.delete_instance(id_)
 
-    def _admit(
-        self, function: FunctionState, id_: str, configuration: Configuration, address: Address, reason: str
-    ) -> Instance:
+    def _admit(self, function: FunctionState, id_: str, configuration: Configuration, reason: str) -> Instance:
         instance = Instance(
             id=id_,
             function=function.key,
-            digest=function.stored.digest,
+            version=function.version,
             configuration=configuration,
-            address=address,
-            upstream=Upstream(address.host, address.port),
             reason=reason,
             started_at_s=self._clock.now_s(),
         )
@@ -250,15 +301,13 @@ class Fleet:
         function.instances[id_] = instance
         return instance
 
-    def _failed(self, function: FunctionState, words: str) -> None:
-        function.failures += 1
-        function.retry_at_s = self._clock.now_s() + min(60.0, 2.0 ** min(function.failures, 10))
-        function.last_failure = words
-        LOG.error("%s: %s", function.key, words)
-
     def failed_to_start(self, function: FunctionState, words: str) -> None:
         """An instance ended before it was ready: wait longer each time before the next try."""
-        self._failed(function, words or "an instance ended before it was ready")
+        function.failures += 1
+        function.retry_at_s = self._clock.now_s() + min(60.0, 2.0 ** min(function.failures, 10))
+        function.last_failure = words or "an instance ended before it was ready"
+        LOG.error("%s: %s", function.key, function.last_failure)
+        self.on_failed(function)
 
     def record(self, what: str, instance: Instance, why: str) -> None:
         """Keep an event for `infless status` and the log."""
@@ -311,7 +360,7 @@ def _stored(instance: Instance, configuration: Configuration | None = None) -> S
     return StoredInstance(
         id=instance.id,
         function=instance.function,
-        digest=instance.digest,
+        version=instance.version,
         configuration=configuration or instance.configuration,
-        address=asdict(instance.address),
+        address=asdict(instance.address) if instance.address else {},
     )

@@ -7,15 +7,17 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from infless_core.errors import Infeasible
 from infless_core.labels import Wishes
 from infless_core.lifecycle import Event, Phase, advance
-from infless_core.model import Configuration, FunctionDemand, ProfilePoint
+from infless_core.model import Configuration, FunctionDemand, FunctionSpec, ProfilePoint
+from infless_core.units import format_duration
 from infless_provider.backends.base import Address
 from infless_provider.state import StoredFunction
 from infless_provider.upstream import Upstream
 from infless_scheduler.autoscale import RateEstimate, ScalingWatch
 from infless_scheduler.dispatch import TurnDispatcher, dispatch_rates
-from infless_scheduler.rates import RateWindow, feasible_points, fixed_shares, window
+from infless_scheduler.rates import RateWindow, feasible_points, fixed_shares, nearest_target_s, window
 
 ALPHA = 0.8
 """Paper Eq. 7."""
@@ -57,12 +59,14 @@ class Instance:
 
     id: str
     function: str
-    digest: str
+    version: str
     configuration: Configuration
-    address: Address
-    upstream: Upstream
     reason: str
     started_at_s: float
+    address: Address | None = None
+    """None until its backend knows it."""
+    upstream: Upstream = field(default_factory=lambda: Upstream("0.0.0.0", 0))  # noqa: S104 - nobody answers there
+    """Its connections; until the address is known they lead nowhere."""
     phase: Phase = Phase.STARTING
     replaces: str | None = None
     in_flight: int = 0
@@ -102,6 +106,8 @@ class FunctionState:
     """Instances in a row that ended before they were ready."""
     retry_at_s: float = 0.0
     last_failure: str = ""
+    rolled_back: str = ""
+    """Why the newest update was undone; empty when it was not."""
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
     tokens: tuple[bytes, ...] = field(default=(), repr=False)
     """What a request must carry one of (`com.infless.auth.secret`); none at all leaves the function open."""
@@ -109,7 +115,12 @@ class FunctionState:
     @property
     def key(self) -> str:
         """`name.namespace`."""
-        return self.stored.spec.key
+        return self.stored.key
+
+    @property
+    def version(self) -> str:
+        """`state.Version.id` of what is deployed: instances of another one are to be replaced."""
+        return self.stored.version.id
 
     @property
     def rate_rps(self) -> float:
@@ -171,7 +182,8 @@ class FunctionState:
 
     def current(self) -> list[Instance]:
         """Starting and ready instances of the newest version, by id."""
-        return [i for i in self.undrained() if i.digest == self.stored.digest]
+        version = self.version
+        return [i for i in self.undrained() if i.version == version]
 
     def undrained(self) -> list[Instance]:
         """Starting and ready instances of every version, by id."""
@@ -219,3 +231,29 @@ class FunctionState:
 def by_phase(instances: Iterable[Instance], *phases: Phase) -> list[Instance]:
     """Instances in one of some phases, by id."""
     return sorted((i for i in instances if i.phase in phases), key=lambda i: i.id)
+
+
+def check_target(spec: FunctionSpec, wishes: Wishes, profile: tuple[ProfilePoint, ...]) -> None:
+    """Whether a function that takes so long can meet what is asked of it; nothing is known against an untimed one.
+
+    Raises:
+        Infeasible: names the nearest target that it can meet.
+    """
+    demand = FunctionDemand(
+        id=spec.key,
+        latency_target_s=wishes.latency_target_s,
+        latency_percentile=wishes.latency_percentile,
+        rate_rps=1.0,
+        max_batch=wishes.batch_max,
+        profile=profile,
+    )
+    if not profile or feasible_points(demand):
+        return
+    fastest = min(profile, key=lambda point: point.exec_s)
+    nearest_s = nearest_target_s(profile, wishes.batch_max)
+    raise Infeasible(
+        f"label com.infless.latency.target: {format_duration(wishes.latency_target_s)} cannot be met by"
+        f" {spec.name!r}: its fastest configuration {fastest.configuration} takes"
+        f" {format_duration(fastest.exec_s)}; the nearest feasible target is"
+        f" {format_duration((nearest_s or fastest.exec_s) * 1.01)}"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,9 +13,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration
+from infless_provider.async_books import AsyncStats
 from infless_provider.functions import FunctionState
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -68,6 +71,18 @@ class Metrics:
             ("source",),
             registry=self.registry,
         )
+        self._control = Histogram(
+            "provider_http_request_duration_seconds",
+            "Control calls, arrival to answer.",
+            ("code", "method", "path"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._control_total = Counter(
+            "provider_http_requests", "Control calls answered.", ("code", "method", "path"), registry=self.registry
+        )
+        self._queue = _QueueCollector()
+        self.registry.register(self._queue)
         self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     def started(self, function: str) -> None:
@@ -85,6 +100,11 @@ class Metrics:
         if duration_s <= target_s and status < 500:
             self._within.labels(function).inc()
 
+    def control(self, status: int, method: str, path: str, duration_s: float) -> None:
+        """Count an answer of the control plane (names as openfaas/faas-provider has them). Any thread may call it."""
+        self._control_total.labels(str(status), method, path).inc()
+        self._control.labels(str(status), method, path).observe(duration_s)
+
     def profiled(self, factors: Mapping[str, Mapping[Configuration, float]]) -> None:
         """Keep how far every function's execution times are from what was measured."""
         self._factor.clear()
@@ -100,8 +120,9 @@ class Metrics:
         """Keep whether a source of execution times answers."""
         self._source_up.labels(source).set(up)
 
-    def text(self, functions: Mapping[str, FunctionState], now_s: float) -> bytes:
+    def text(self, functions: Mapping[str, FunctionState], queue: AsyncStats, now_s: float) -> bytes:
         """Prometheus text format."""
+        self._queue.stats = queue
         for gauge in (self._count, self._ready, self._rate, self._target):
             gauge.clear()
         for key, function in functions.items():
@@ -112,3 +133,32 @@ class Metrics:
                 count = sum(1 for i in function.instances.values() if i.phase is phase)
                 self._ready.labels(key, phase.value).set(count)
         return generate_latest(self.registry)
+
+
+class _QueueCollector(Collector):
+    """The books of the queue, as they were last told."""
+
+    def __init__(self) -> None:
+        self.stats = AsyncStats(functions=(), in_flight=0, callbacks_in_flight=0)
+
+    def collect(self) -> Iterator[Metric]:
+        """As families of Prometheus."""
+        by_outcome, by_function = ("function_name", "outcome"), ("function_name",)
+        calls = CounterMetricFamily("infless_async_calls", "Queued calls by what became of them.", labels=by_outcome)
+        callbacks = CounterMetricFamily("infless_async_callbacks", "Results sent, or given up.", labels=by_outcome)
+        waiting = GaugeMetricFamily("infless_async_waiting", "Queued calls that are not done.", labels=by_function)
+        size = GaugeMetricFamily("infless_async_waiting_bytes", "Bodies of those.", labels=by_function)
+        age = GaugeMetricFamily("infless_async_oldest_age_seconds", "Age of the oldest of those.", labels=by_function)
+        for one in self.stats.functions:
+            for outcome in ("accepted", "done", "failed", "cancelled", "retried", "refused"):
+                calls.add_metric([one.function, outcome], getattr(one, outcome))
+            callbacks.add_metric([one.function, "ok"], one.callbacks_ok)
+            callbacks.add_metric([one.function, "failed"], one.callbacks_failed)
+            waiting.add_metric([one.function], one.waiting)
+            size.add_metric([one.function], one.waiting_bytes)
+            age.add_metric([one.function], one.oldest_age_s)
+        yield from (calls, callbacks, waiting, size, age)
+        yield GaugeMetricFamily("infless_async_in_flight", "Queued calls that run.", value=self.stats.in_flight)
+        yield GaugeMetricFamily(
+            "infless_async_callbacks_in_flight", "Results on their way.", value=self.stats.callbacks_in_flight
+        )

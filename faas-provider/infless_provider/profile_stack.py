@@ -12,6 +12,7 @@ from infless_core.labels import parse_wishes
 from infless_profiler.measure import batch_sizes
 from infless_profiler.sessions import processor_name
 from infless_profiler.store import ProfileStore
+from infless_provider.backends.process import ProcessBackend
 from infless_provider.bundles import digest_of, find_bundle, profile_key
 from infless_provider.profiling import Profiles
 from infless_provider.settings import usable_cores
@@ -32,9 +33,9 @@ def profile_functions(
     Raises:
         InflessError: see `build` and `measure`.
     """
-    profiles = Profiles(
-        ProfileStore(state_dir / "profiles.sqlite", processor_name()), SystemClock(), len(usable_cores(cpu_cores))
-    )
+    cpus = usable_cores(cpu_cores)
+    store = ProfileStore(state_dir / "profiles.sqlite", processor_name())
+    profiles = Profiles(store, SystemClock(), len(cpus), ProcessBackend(cpus, state_dir, bundles_dir).curve)
     tables: dict[str, list[dict[str, Any]]] = {}
     for function in read_stack(stack_path, os.environ, names).functions:
         bundle = find_bundle(bundles_dir, function.name, function.image)
@@ -43,7 +44,7 @@ def profile_functions(
         name = function.name
         found = profiles.measure(
             profile_key(digest_of(bundle), environment),
-            bundle.resolve(),
+            str(bundle.resolve()),
             environment,
             batches or batch_sizes(wishes.batch_max),
             lambda told, name=name: progress(f"{name}: {told}"),  # type: ignore[misc]

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import random
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any
-
-import psutil
 
 from infless_core.clock import SystemClock
 from infless_core.errors import InvalidInput
-from infless_core.model import Server
 from infless_profiler.scrape import InstanceSource
 from infless_profiler.sessions import processor_name
 from infless_profiler.store import ProfileStore
 from infless_provider import auth, logs
+from infless_provider.async_calls import AsyncCalls
+from infless_provider.async_policy import AsyncLimits
+from infless_provider.async_store import QueueStore
 from infless_provider.autoscaler import Autoscaler
-from infless_provider.backends.process import ProcessBackend
+from infless_provider.backends.choose import make_backend
+from infless_provider.callback_policy import CallbackPolicy
+from infless_provider.callbacks import Callbacks
 from infless_provider.controller import Controller
 from infless_provider.feed import Feed, Source
+from infless_provider.functions import FunctionState
+from infless_provider.log_hub import LogHub
 from infless_provider.metrics import Metrics
 from infless_provider.profiling import Profiles
 from infless_provider.proxy import Proxy
-from infless_provider.routes import build_app
-from infless_provider.settings import Settings, usable_cores
+from infless_provider.routes import Parts, build_app
+from infless_provider.secret_store import SecretStore
+from infless_provider.settings import Settings
 from infless_provider.state import State
+from infless_provider.tenants import Tenants
+from infless_provider.views import Views
 from infless_provider.wsgi import WsgiBridge
+from infless_watchdog.body_stream import BodyLostError, StreamedExchange
 from infless_watchdog.http import Edge, Exchange, Limits
 
 if TYPE_CHECKING:
@@ -35,6 +46,10 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("infless.provider")
 DRAIN_S = 10.0
 """What Docker and systemd users expect at least between SIGTERM and the end."""
+CONTROL_BODY_MAX_BYTES = 4 * 1024 * 1024
+"""The largest control call is a secret of a mebibyte, sent as text and once more in base64."""
+CONTAINER_USER = (1000, 1000)
+"""Whom containers run as where this process is root, and so who has to be able to read their secrets."""
 
 
 class Provider:
@@ -44,78 +59,128 @@ class Provider:
         self._settings = settings
         self._clock = SystemClock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._followers: dict[Exchange, asyncio.Task[None]] = {}
-        limits = Limits(body_bytes=settings.body_max_bytes)
-        self._edge = Edge(self.route, limits)
+        limits = Limits(body_bytes=settings.body_max_bytes, connections_max=settings.connections_max)
+        self._edge = Edge(self.route, limits, streams=lambda _: True)
 
     async def start(self, sockets: list[socket.socket]) -> None:
         """Open the state, find instances again, then accept clients."""
-        settings, cpus = self._settings, usable_cores(self._settings.cpu_cores)
-        self._password = auth.ensure_password(settings.password_file) if settings.auth else None
+        settings, clock = self._settings, self._clock
+        self._credentials = auth.ensure_credentials(settings.credentials_dir) if settings.auth else None
+        tls = tls_context(settings)
         self._state = State(settings.database)
         self._metrics = Metrics()
+        self._backend = make_backend(settings)
+        await self._backend.open()
+        server = self._backend.servers[0]
         store = ProfileStore(settings.profiles, processor_name())
-        profiles = Profiles(store, self._clock, len(cpus), settings.scratch)
-        backend = ProcessBackend(cpus, settings.state_dir)
-        self._controller = Controller(settings, self._state, backend, profiles, self._clock)
-        self._proxy = Proxy(self._controller, self._metrics, settings, self._clock)
-        server = Server(id="local", cpu_cores=len(cpus), memory_bytes=psutil.virtual_memory().total)
-        autoscaler = Autoscaler(self._controller, server, self._clock, settings.solver)
-        self._control = WsgiBridge(
-            build_app(
-                self._controller, asyncio.get_running_loop(), self._password, self._metrics_text, autoscaler.problem
-            )
+        profiles = Profiles(store, clock, server.cpu_cores, self._backend.curve)
+        reader = CONTAINER_USER if settings.backend == "docker" and os.geteuid() == 0 else None
+        secrets = SecretStore(settings.secrets_dir, settings.secrets_max, reader)
+        self._controller = controller = Controller(settings, self._state, self._backend, profiles, secrets, clock)
+        self._proxy = Proxy(controller, self._metrics, settings, clock)
+        autoscaler = Autoscaler(controller, server, clock, settings.solver)
+        views = Views(controller)
+        tenants = Tenants(controller.namespaces, secrets, controller.functions_in)
+        tenants.on_secret = controller.secret_changed
+        self._log_hub = LogHub(settings.logs_dir, clock)
+        controller.on_removed = self._log_hub.end
+        self._queue = self._make_queue()
+        parts = Parts(
+            controller=controller,
+            views=views,
+            tenants=tenants,
+            problem=autoscaler.problem,
+            metrics=self._metrics_text,
+            observe=self._metrics.control,
         )
-        await self._controller.restore()
+        self._control = WsgiBridge(build_app(parts, asyncio.get_running_loop(), self._credentials))
+        await controller.restore()
+        await self._queue.start()
         sources: list[Source] = [InstanceSource()]
         if settings.prometheus_url:
             from infless_profiler.prometheus import PrometheusSource  # few have one
 
             sources.insert(0, PrometheusSource(settings.prometheus_url))
-        feed = Feed(self._controller, profiles, sources, self._metrics, self._clock)
-        self._spawn(self._controller.fleet.watch())
+        feed = Feed(controller, views.targets, profiles, sources, self._metrics, clock)
+        self._spawn(controller.fleet.watch())
         self._planning = self._spawn(autoscaler.run())
         self._feeding = self._spawn(feed.run())
-        await self._edge.listen(sockets[0])
-        LOG.info("serving %d function(s) on %d core(s)", len(self._controller.functions), len(cpus))
+        await self._edge.listen(sockets[0], tls)
+        LOG.info("serving %d function(s) on %d core(s)", len(controller.functions), server.cpu_cores)
+
+    def _make_queue(self) -> AsyncCalls[FunctionState]:
+        settings = self._settings
+        return AsyncCalls(
+            QueueStore(settings.queue),
+            self._controller.functions.get,
+            self._proxy.call,
+            Callbacks(CallbackPolicy.parse(settings.callbacks_allowed)),
+            self._clock,
+            AsyncLimits(body_max_bytes=settings.async_body_max_bytes, invoke_timeout_s=settings.invoke_timeout_s),
+            random.SystemRandom().getrandbits(32),
+            admits=lambda exchange, function: (
+                not function.tokens or auth.bears(exchange.header(b"authorization"), function.tokens)
+            ),
+        )
 
     def route(self, exchange: Exchange) -> None:
-        """Invocations and log streams are asyncio; the rest of the control plane is Flask."""
+        """Invocations, queued calls and log streams are asyncio; the rest of the control plane is Flask."""
         if exchange.path.startswith("/function/"):
             self._proxy(exchange)
+        elif isinstance(exchange, StreamedExchange):
+            self._spawn(self._gather(exchange))
+        else:
+            self._whole(exchange)
+
+    async def _gather(self, exchange: StreamedExchange) -> None:
+        """Control calls and queued ones are taken whole, within limits of their own, from those who may ask."""
+        queued = exchange.path.startswith("/async-function/")
+        most_bytes = self._settings.async_body_max_bytes if queued else CONTROL_BODY_MAX_BYTES
+        if not queued and not self._admitted(exchange):
+            return
+        pieces, size_bytes = [], 0
+        try:
+            async for piece in exchange.body_stream:
+                pieces.append(piece)
+                size_bytes += len(piece)
+                if size_bytes > most_bytes:
+                    exchange.text(413, f"the body is larger than the allowed {most_bytes} bytes")
+                    return
+        except BodyLostError:
+            return  # the client has been told, or has left
+        exchange.body = b"".join(pieces)
+        self._whole(exchange)
+
+    def _whole(self, exchange: Exchange) -> None:
+        if exchange.path.startswith("/async-function/"):
+            self._queue(exchange)
         elif exchange.path == "/system/logs" and exchange.method == "GET":
             self._logs(exchange)
         else:
             self._control(exchange)
 
-    def _logs(self, exchange: Exchange) -> None:
+    def _admitted(self, exchange: Exchange) -> bool:
         header = (exchange.header(b"authorization") or b"").decode("latin-1")
-        if self._password is not None and not auth.allowed(header, self._password):
+        admitted = self._credentials is None or self._credentials.admit(header)
+        if not admitted:
             exchange.text(401, "invalid credentials", [(b"www-authenticate", auth.CHALLENGE.encode())])
+        return admitted
+
+    def _logs(self, exchange: Exchange) -> None:
+        if not self._admitted(exchange):
             return
         try:
             query = logs.parse_query(exchange.query, self._clock.wall_s())
         except InvalidInput as fault:
             exchange.text(422, str(fault))
             return
-        function = self._controller.functions.get(f"{query.name}.openfaas-fn")
-        if function is None:
-            exchange.text(404, f"function {query.name!r} does not exist")
-        elif len(self._followers) >= logs.FOLLOWERS_MAX:
-            exchange.text(429, f"{logs.FOLLOWERS_MAX} clients read logs already")
+        if query.key in self._controller.functions:
+            self._log_hub.serve(exchange, query)
         else:
-            reader = logs.LogReader(self._settings.logs_dir / function.key, query)
-            task = self._followers[exchange] = self._spawn(logs.stream(exchange, reader, query))
-            task.add_done_callback(lambda _: self._followers.pop(exchange, None))
-            exchange.on_gone = task.cancel
+            exchange.text(404, f"function {query.key!r} does not exist")
 
-    def _metrics_text(self) -> bytes:
-        """Called in a control thread; the numbers are read on the event loop, which owns them."""
-
-        async def text() -> bytes:
-            return self._metrics.text(self._controller.functions, self._clock.now_s())
-
-        return asyncio.run_coroutine_threadsafe(text(), self._control.loop).result(10)
+    async def _metrics_text(self) -> bytes:
+        return self._metrics.text(self._controller.functions, self._queue.stats(), self._clock.now_s())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -130,9 +195,7 @@ class Provider:
         self._planning.cancel()
         self._feeding.cancel()
         fleet.close_door()
-        for exchange, task in list(self._followers.items()):
-            task.cancel()
-            exchange.end()
+        await asyncio.gather(self._log_hub.close(), self._queue.close())
         if graceful:
             await self._edge.drain(DRAIN_S)
             self._controller.close()
@@ -143,6 +206,25 @@ class Provider:
         for task in list(self._tasks):
             task.cancel()
         await fleet.close()
+        await self._backend.close()
         self._control.close()
         self._edge.close()
         self._state.close()
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """What clients must speak; None is plain HTTP.
+
+    Raises:
+        InvalidInput: the certificate or its key cannot be used.
+    """
+    if settings.tls_certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)  # TLS 1.2 and newer
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput(f"--tls-cert {settings.tls_certificate}: no certificate with its key: {error}") from error
+    return context

@@ -46,6 +46,8 @@ class Settings:
     """In one namespace."""
     callbacks_allowed: tuple[str, ...] = ()
     """Hosts and networks that results may be sent to although they are not public; `*` is all of them."""
+    credentials: Path | None = None
+    """A folder with the credential files, as a gateway may have one; None keeps them in the state folder."""
     backend: str = "process"
     cluster_file: Path | None = None
     """What the machine has to give (`cluster.yml`); None detects it."""
@@ -64,9 +66,9 @@ class Settings:
         return self.state_dir / "profiles.sqlite"
 
     @property
-    def password_file(self) -> Path:
-        """Named as OpenFaaS names its secret."""
-        return self.state_dir / "basic-auth-password"
+    def credentials_dir(self) -> Path:
+        """Holds `basic-auth-user` and `basic-auth-password`."""
+        return self.credentials or self.state_dir
 
     @property
     def bundles_kept(self) -> Path:

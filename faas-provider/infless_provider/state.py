@@ -1,13 +1,14 @@
-"""What survives a restart: functions and instances, in SQLite. All SQL of the provider's state is here."""
+"""What survives a restart: functions, instances, namespaces, in SQLite. All SQL of the provider's state is here."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,79 @@ _MIGRATIONS = (
         cpu_cores INTEGER NOT NULL, gpu_percent INTEGER NOT NULL, address TEXT NOT NULL
     );
     """,
+    """
+    ALTER TABLE function RENAME COLUMN bundle TO artifact;
+    ALTER TABLE function ADD COLUMN previous TEXT;
+    ALTER TABLE function ADD COLUMN proven INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE instance RENAME COLUMN digest TO version;
+    CREATE TABLE namespace (name TEXT PRIMARY KEY, labels TEXT NOT NULL, annotations TEXT NOT NULL);
+    """,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What an update changes and a rollback restores."""
+
+    spec: FunctionSpec
+    artifact: str
+    """What instances run, as the backend finds it (`Artifact.reference`)."""
+    digest: str
+    """Of all that execution times depend on: the code and its variables."""
+
+    @property
+    def id(self) -> str:
+        """Differs where running instances have to be replaced: also for another memory limit, secret or root."""
+        spec = self.spec
+        memory = (spec.limits or {}).get("memory", "")
+        rest = (spec.secrets, memory, spec.read_only_root_filesystem, spec.env_process)
+        return f"{self.digest}-{hashlib.sha256(repr(rest).encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFunction:
     """A deployed function."""
 
-    spec: FunctionSpec
-    bundle: str
-    """Folder of the immutable copy that instances run."""
-    digest: str
+    version: Version
     created_at_s: float
     replicas: int | None = None
     """Set by a scale call; None leaves the number to the planner."""
+    previous: Version | None = None
+    """The version to go back to if this one never becomes ready; None once it has."""
+    proven: bool = False
+    """Whether an instance of this version has been ready."""
+
+    @property
+    def spec(self) -> FunctionSpec:
+        """As deployed last."""
+        return self.version.spec
+
+    @property
+    def key(self) -> str:
+        """`name.namespace`."""
+        return self.version.spec.key
+
+    def updated(self, version: Version) -> StoredFunction:
+        """What an update makes of it: it keeps its age, its scale, and a version to go back to."""
+        if version.id == self.version.id:
+            return replace(self, version=version)
+        if self.previous is not None and version.id == self.previous.id:  # taken back by hand
+            return replace(self, version=version, previous=None, proven=True)
+        return StoredFunction(
+            version=version,
+            created_at_s=self.created_at_s,
+            replicas=self.replicas,
+            previous=self.version if self.proven else self.previous,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredNamespace:
+    """A namespace beside the default one, or what was said of that."""
+
+    name: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +108,11 @@ class StoredInstance:
 
     id: str
     function: str
-    digest: str
+    version: str
+    """A `Version.id`."""
     configuration: Configuration
     address: dict[str, Any]
+    """Empty from when it was decided to start it until its backend knew where it answers."""
 
 
 class State:
@@ -79,18 +141,18 @@ class State:
         self._db.close()
 
     def functions(self) -> list[StoredFunction]:
-        """All functions, by name. A row that this version cannot read is told in the log and left as it is."""
+        """All functions, by key. A row that this version cannot read is told in the log and left as it is."""
         found = []
-        for key, spec, bundle, digest, created_at_s, replicas in self._rows(
-            "SELECT key, spec, bundle, digest, created_at_s, replicas FROM function ORDER BY key"
+        for key, spec, artifact, digest, created_at_s, replicas, previous, proven in self._rows(
+            "SELECT key, spec, artifact, digest, created_at_s, replicas, previous, proven FROM function ORDER BY key"
         ):
             try:
                 function = StoredFunction(
-                    spec=_spec_from_json(spec),
-                    bundle=bundle,
-                    digest=digest,
+                    version=Version(spec=_spec_from_json(spec), artifact=artifact, digest=digest),
                     created_at_s=created_at_s,
                     replicas=replicas,
+                    previous=_version_from_json(previous) if previous else None,
+                    proven=bool(proven),
                 )
             except (ValueError, TypeError, KeyError) as error:
                 LOG.error("%s cannot be read from %s and is not served: %r", key, self._path, error)  # noqa: TRY400
@@ -102,14 +164,17 @@ class State:
         """Add or replace."""
         with self._transaction() as db:
             db.execute(
-                "INSERT OR REPLACE INTO function VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO function"
+                " (key, spec, artifact, digest, created_at_s, replicas, previous, proven) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    function.spec.key,
+                    function.key,
                     json.dumps(asdict(function.spec)),
-                    function.bundle,
-                    function.digest,
+                    function.version.artifact,
+                    function.version.digest,
                     function.created_at_s,
                     function.replicas,
+                    json.dumps(asdict(function.previous)) if function.previous else None,
+                    function.proven,
                 ),
             )
 
@@ -121,17 +186,17 @@ class State:
     def instances(self) -> list[StoredInstance]:
         """All instances, by id."""
         rows = self._rows(
-            "SELECT id, function, digest, batch, cpu_cores, gpu_percent, address FROM instance ORDER BY id"
+            "SELECT id, function, version, batch, cpu_cores, gpu_percent, address FROM instance ORDER BY id"
         )  # fmt: skip
         return [
             StoredInstance(
                 id=id_,
                 function=function,
-                digest=digest,
+                version=version,
                 configuration=Configuration(batch=batch, cpu_cores=cores, gpu_percent=gpu),
                 address=json.loads(address),
             )
-            for id_, function, digest, batch, cores, gpu, address in rows
+            for id_, function, version, batch, cores, gpu, address in rows
         ]
 
     def put_instance(self, instance: StoredInstance) -> None:
@@ -143,7 +208,7 @@ class State:
                 (
                     instance.id,
                     instance.function,
-                    instance.digest,
+                    instance.version,
                     c.batch,
                     c.cpu_cores,
                     c.gpu_percent,
@@ -155,6 +220,27 @@ class State:
         """Forget an instance that has ended."""
         with self._transaction() as db:
             db.execute("DELETE FROM instance WHERE id = ?", (id_,))
+
+    def namespaces(self) -> list[StoredNamespace]:
+        """All that were created or described, by name."""
+        rows = self._rows("SELECT name, labels, annotations FROM namespace ORDER BY name")
+        return [
+            StoredNamespace(name=name, labels=json.loads(labels), annotations=json.loads(annotations))
+            for name, labels, annotations in rows
+        ]
+
+    def put_namespace(self, namespace: StoredNamespace) -> None:
+        """Add or replace."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO namespace VALUES (?, ?, ?)",
+                (namespace.name, json.dumps(namespace.labels), json.dumps(namespace.annotations)),
+            )
+
+    def delete_namespace(self, name: str) -> None:
+        """Forget a namespace."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM namespace WHERE name = ?", (name,))
 
     def _migrate(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -178,6 +264,14 @@ class State:
             raise StateError(f"the state could not be written to {self._path}: {error}; nothing was changed") from error
 
 
-def _spec_from_json(text: str) -> FunctionSpec:
+def _version_from_json(text: str) -> Version:
     data = json.loads(text)
+    return Version(spec=_spec(data["spec"]), artifact=data["artifact"], digest=data["digest"])
+
+
+def _spec_from_json(text: str) -> FunctionSpec:
+    return _spec(json.loads(text))
+
+
+def _spec(data: dict[str, Any]) -> FunctionSpec:
     return FunctionSpec(**{**data, "constraints": tuple(data["constraints"]), "secrets": tuple(data["secrets"])})

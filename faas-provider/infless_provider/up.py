@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import os
@@ -9,19 +10,21 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from infless_core.errors import Conflict, StateError
 from infless_provider import auth
 from infless_provider.backends import procfs
-from infless_provider.backends.base import Address
-from infless_provider.backends.process import ProcessBackend
-from infless_provider.service import DRAIN_S, Provider
-from infless_provider.settings import Settings, usable_cores
+from infless_provider.backends.base import Stage
+from infless_provider.backends.choose import make_backend
+from infless_provider.service import DRAIN_S, Provider, tls_context
+from infless_provider.settings import Settings
 from infless_provider.state import State
 from infless_watchdog.worker import ServiceApplication
 
 PIDFILE = "provider.pid"
+BACKEND_FILE = "backend"
 ORPHAN_S = 5.0
 """How long the worker of a killed provider may take to end."""
 
@@ -36,10 +39,12 @@ def run(settings: Settings) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("mip").setLevel(logging.WARNING)
     _lock(settings.state_dir)
+    tls_context(settings)
+    make_backend(settings)
     listener = _bind(settings)
-    State(settings.database).close()  # refuse a damaged or full state before anything is said to run
+    _claim(settings)  # refuse a damaged or full state, or another backend's, before anything is said to run
     if settings.auth:
-        auth.ensure_password(settings.password_file)
+        auth.ensure_credentials(settings.credentials_dir)
     _tell(settings)
     pidfile = settings.state_dir / PIDFILE
     pidfile.unlink(missing_ok=True)  # we hold the lock: whoever wrote it is gone, even if its number lives on
@@ -51,6 +56,23 @@ def run(settings: Settings) -> None:
         proc_name="infless-provider",
         when_ready=_one_worker_for_ever,
     ).run()
+
+
+def _claim(settings: Settings) -> None:
+    """A state folder belongs to the backend that its functions were deployed on."""
+    state = State(settings.database)
+    try:
+        used = bool(state.functions() or state.instances())
+    finally:
+        state.close()
+    mark = settings.state_dir / BACKEND_FILE
+    owner = mark.read_text().strip() if mark.is_file() else "process"
+    if used and owner != settings.backend:
+        raise Conflict(
+            f"the functions in {settings.state_dir} were deployed with --backend {owner};"
+            f" use that, or another --state-dir for {settings.backend}"
+        )
+    mark.write_text(f"{settings.backend}\n")
 
 
 def _lock(state_dir: Path) -> None:
@@ -99,10 +121,12 @@ def _bind(settings: Settings) -> socket.socket:
 
 def _tell(settings: Settings) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{settings.port}"
+    url = f"{'https' if settings.tls_certificate else 'http'}://{host}:{settings.port}"
     lines = [f"INFless serves the OpenFaaS API at {url} (state in {settings.state_dir})"]
     if settings.auth:
-        lines.append(f"log in: faas-cli login -g {url} --password-stdin < {settings.password_file}")
+        lines.append(
+            f"log in: faas-cli login -g {url} --password-stdin < {settings.credentials_dir / auth.PASSWORD_FILE}"
+        )
     print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - the command's own words
 
 
@@ -112,21 +136,30 @@ def down(state_dir: Path) -> int:
     if pid is not None:
         os.kill(pid, signal.SIGINT)
         _wait_gone(pid, DRAIN_S + 10)
-    database = state_dir / "state.sqlite"
-    if not database.is_file():
+    settings = Settings(state_dir=state_dir, bundles_dir=state_dir)
+    if not settings.database.is_file():
         return 0
-    state = State(database)
-    backend = ProcessBackend(usable_cores(0), state_dir)
-    running = [one for one in state.instances() if backend.adopt(one.id, Address(**one.address))]
-    for instance in running:
-        backend.terminate(instance.id)
+    mark = state_dir / BACKEND_FILE
+    backend = mark.read_text().strip() if mark.is_file() else settings.backend
+    return asyncio.run(_end_left(replace(settings, backend=backend)))
+
+
+async def _end_left(settings: Settings) -> int:
+    state, backend = State(settings.database), make_backend(settings)
+    await backend.open()
+    running = [
+        one.id for one in state.instances() if backend.adopt(one.id, one.function, one.address.get("handle", {}))
+    ]
+    for id_ in running:
+        backend.terminate(id_)
     ends_s = time.monotonic() + DRAIN_S
-    while any(backend.alive(one.id) for one in running) and time.monotonic() < ends_s:
-        time.sleep(0.05)
+    while any(backend.see(id_).stage is not Stage.ENDED for id_ in running) and time.monotonic() < ends_s:
+        await asyncio.sleep(0.05)
     for instance in state.instances():
         backend.forget(instance.id)
         state.delete_instance(instance.id)
     backend.sweep(frozenset())
+    await backend.close()
     state.close()
     return len(running)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +16,15 @@ from infless_core.units import parse_cpu_cores, parse_memory_bytes
 from infless_provider.settings import NAMESPACE
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+"""A DNS label (RFC 1123), as Kubernetes wants it of functions and namespaces; it cannot leave a folder."""
+_SECRET_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+"""A DNS subdomain (RFC 1123), as Kubernetes wants it of secrets."""
+_SECRET_NAME_MAX = 253
+SECRET_BYTES_MAX = 1024 * 1024
+"""As Kubernetes has it."""
+REPLICAS_MAX = 1000
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
@@ -33,12 +43,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_deployment(data: Mapping[str, Any], namespace: str) -> FunctionSpec:
+def parse_deployment(data: Mapping[str, Any]) -> FunctionSpec:
     """A FunctionDeployment. Fields that OpenFaaS may add later are ignored; ours are checked, all faults at once.
-
-    Args:
-        data: the JSON object.
-        namespace: the one that exists; an empty one means it.
 
     Raises:
         InvalidInput: a sentence for each fault.
@@ -51,9 +57,9 @@ def parse_deployment(data: Mapping[str, Any], namespace: str) -> FunctionSpec:
         faults.append("image is missing: name the image or bundle to run")
     elif not _IMAGE.fullmatch(image) or ".." in image:
         faults.append(f"image {image!r} is not an image reference")
-    wanted = data.get("namespace") or namespace
-    if wanted != namespace:
-        faults.append(f"namespace {wanted!r} does not exist; the only one is {namespace!r}")
+    namespace = data.get("namespace") or NAMESPACE
+    if not isinstance(namespace, str) or not _NAME.fullmatch(namespace):
+        faults.append(f"namespace {namespace!r} is not a namespace's name: use a-z, 0-9 and '-' inside")
     env = _strings(data, "envVars", faults)
     faults.extend(f"envVars: {key!r} is not a variable name" for key in env if not _ENV_NAME.fullmatch(key))
     faults.extend(f"envVars: the value of {key!r} is not text" for key, value in env.items() if not _is_text(value))
@@ -62,11 +68,13 @@ def parse_deployment(data: Mapping[str, Any], namespace: str) -> FunctionSpec:
         faults.append("envProcess must be a string")
     if not isinstance(read_only, bool):
         faults.append("readOnlyRootFilesystem must be true or false")
+    secrets = _list(data, "secrets", faults)
+    faults.extend(f"secrets: {one!r} is not a secret's name" for one in secrets if not _is_secret_name(one))
     spec_parts = {
-        "labels": _strings(data, "labels", faults),
-        "annotations": _strings(data, "annotations", faults),
+        "labels": _labels(data, "labels", faults),
+        "annotations": _annotations(data, "annotations", faults),
         "constraints": _list(data, "constraints", faults),
-        "secrets": _list(data, "secrets", faults),
+        "secrets": secrets,
         "limits": _resources(data, "limits", faults),
         "requests": _resources(data, "requests", faults),
     }
@@ -75,7 +83,7 @@ def parse_deployment(data: Mapping[str, Any], namespace: str) -> FunctionSpec:
     return FunctionSpec(
         name=str(name),
         image=str(image),
-        namespace=namespace,
+        namespace=str(namespace),
         env_process=str(process),
         env_vars=env,
         read_only_root_filesystem=bool(read_only),
@@ -121,9 +129,86 @@ def parse_scale(data: Mapping[str, Any]) -> int:
         InvalidInput: when `replicas` is not a whole number from 0 to 1000.
     """
     replicas = data.get("replicas")
-    if type(replicas) is not int or not 0 <= replicas <= 1000:
-        raise InvalidInput(f"replicas {replicas!r} is not allowed; write a whole number from 0 to 1000")
+    if type(replicas) is not int or not 0 <= replicas <= REPLICAS_MAX:
+        raise InvalidInput(f"replicas {replicas!r} is not allowed; write a whole number from 0 to {REPLICAS_MAX}")
     return replicas
+
+
+def parse_namespace(name: object) -> str:
+    """A namespace's name as a client sends it; empty or absent means the default one.
+
+    Raises:
+        InvalidInput: when it cannot be one.
+    """
+    if name in (None, ""):
+        return NAMESPACE
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidInput(f"namespace {name!r} is not a namespace's name: use a-z, 0-9 and '-' inside")
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretWish:
+    """A secret as a client sends it."""
+
+    name: str
+    namespace: str
+    value: bytes = field(repr=False)
+
+
+def parse_secret(data: Mapping[str, Any], *, valued: bool) -> SecretWish:
+    """A Secret: `rawValue` (base64) wins over `value`.
+
+    Args:
+        data: the JSON object.
+        valued: whether it has to have a value.
+
+    Raises:
+        InvalidInput: names the field, never its value.
+    """
+    name, namespace = data.get("name"), parse_namespace(data.get("namespace"))
+    if not isinstance(name, str) or not _is_secret_name(name):
+        raise InvalidInput(
+            f"name {name!r} is not a secret's name: use a-z, 0-9, '-' and '.' inside, at most {_SECRET_NAME_MAX} of them"
+        )
+    raw, text = data.get("rawValue"), data.get("value")
+    value = b""
+    if isinstance(raw, str) and raw:
+        try:
+            value = base64.b64decode(raw, validate=True)
+        except ValueError:
+            raise InvalidInput(f"rawValue of secret {name!r} is not base64") from None
+    elif isinstance(text, str):
+        value = text.encode(errors="surrogatepass")
+    elif raw is not None or text is not None:
+        raise InvalidInput(f"value and rawValue of secret {name!r} must be strings")
+    if valued and not value:
+        raise InvalidInput(f"secret {name!r} has no value: send value, or rawValue in base64")
+    if len(value) > SECRET_BYTES_MAX:
+        raise InvalidInput(f"the value of secret {name!r} is larger than the allowed {SECRET_BYTES_MAX} bytes")
+    return SecretWish(name=name, namespace=namespace, value=value)
+
+
+def parse_function_namespace(data: Mapping[str, Any], name: str = "") -> tuple[str, dict[str, str], dict[str, str]]:
+    """Name, labels and annotations of a FunctionNamespace.
+
+    Args:
+        data: the JSON object.
+        name: as the path has it; empty where only the body does.
+
+    Raises:
+        InvalidInput: a sentence for each fault.
+    """
+    faults: list[str] = []
+    said = data.get("name") or name
+    if not isinstance(said, str) or not _NAME.fullmatch(said):
+        faults.append(f"name {said!r} is not a namespace's name: use a-z, 0-9 and '-' inside, at most 63 characters")
+    elif name and said != name:
+        faults.append(f"the path names namespace {name!r} and the body {said!r}; they must be the same")
+    labels, annotations = _labels(data, "labels", faults), _annotations(data, "annotations", faults)
+    if faults:
+        raise InvalidInput("; ".join(faults))
+    return str(said), labels, annotations
 
 
 def function_key(text: str, namespace: str = "") -> str:
@@ -137,7 +222,7 @@ def function_key(text: str, namespace: str = "") -> str:
 
 
 def split_name(text: str, namespace: str) -> str:
-    """The function's name from `name` or `name.namespace`; what is in a foreign namespace keeps its dot."""
+    """Going away."""
     return text.removesuffix(f".{namespace}")
 
 
@@ -167,6 +252,32 @@ def _strings(data: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, 
         faults.append(f"{key} must be an object of strings")
         return {}
     return value
+
+
+def _labels(data: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, str]:
+    """They end up in metrics, logs and containers' labels: nothing that could forge a line."""
+    found = _strings(data, key, faults)
+    faults.extend(
+        f"{key}: {name!r} is empty, or it or its value holds a control character"
+        for name, value in found.items()
+        if not name or _CONTROL.search(name) or _CONTROL.search(value)
+    )
+    return found
+
+
+def _annotations(data: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, str]:
+    """They are kept and given back, so they only have to be text; lines are allowed."""
+    found = _strings(data, key, faults)
+    faults.extend(
+        f"{key}: {name!r} or its value is not text"
+        for name, value in found.items()
+        if not _is_text(name) or not _is_text(value)
+    )
+    return found
+
+
+def _is_secret_name(text: str) -> bool:
+    return len(text) <= _SECRET_NAME_MAX and _SECRET_NAME.fullmatch(text) is not None
 
 
 def _is_text(value: str) -> bool:

@@ -10,14 +10,16 @@ import pytest
 
 from infless_core.clock import ManualClock
 from infless_core.errors import BackendError
-from infless_core.model import Configuration, ProfilePoint
+from infless_core.model import Configuration, ProfilePoint, Server
 from infless_provider import fleet
-from infless_provider.backends.base import Address, Usage
-from infless_provider.bundles import write_manifest
+from infless_provider.backends.base import Address, Artifact, Sight, Stage, Usage
+from infless_provider.bundles import find_bundle, keep_copy, sweep, write_manifest
 from infless_provider.controller import Controller
+from infless_provider.secret_store import SecretStore
 from infless_provider.settings import Settings
 from infless_provider.state import State
 from infless_provider.upstream import NotSent
+from infless_provider.views import Views
 
 PROFILE = tuple(
     ProfilePoint(configuration=Configuration(batch=b, cpu_cores=c), exec_s=t)
@@ -26,35 +28,60 @@ PROFILE = tuple(
 
 
 class FakeBackend:
-    """Instances are names in a set."""
+    """Instances are names in a dict; `hidden` ones have no address yet."""
 
     name = "fake"
 
-    def __init__(self):
-        self.running, self.ready, self.told, self.launches = {}, set(), [], []
+    def __init__(self, bundles_dir, kept_dir):
+        self.servers = (Server(id="local", cpu_cores=2, memory_bytes=1 << 33),)
+        self.running, self.ready, self.told, self.launches, self.hidden = {}, set(), [], [], set()
         self.asked_to_end, self.forgotten, self.failure, self.words = [], [], None, ""
-        self.swept = None
+        self.swept, self.resized, self.why, self.on_event = None, [], "", lambda _: None
+        self._bundles, self._kept = bundles_dir, kept_dir
+
+    async def open(self):
+        """Nothing to find."""
+
+    async def close(self):
+        """Nothing to release."""
+
+    def prepare(self, spec):
+        """A bundle, as the process backend has it."""
+        digest, kept = keep_copy(find_bundle(self._bundles, spec.name, spec.image), self._kept)
+        return Artifact(reference=str(kept), digest=digest)
+
+    def curve(self, order):
+        """Nothing to time."""
+        return ""
 
     def start(self, launch):
         """A name more, unless told to fail."""
         if self.failure:
             raise BackendError(self.failure)
         self.launches.append(launch)
-        port = 1000 + 2 * len(self.launches)
-        self.running[launch.id] = port
-        return Address(host=launch.id, port=port, metrics_port=port + 1, handle={"pid": port})
+        self.running[launch.id] = 1000 + 2 * len(self.launches)
 
-    def adopt(self, id_, address):
+    def adopt(self, id_, function, handle):
         """What still runs."""
         return id_ in self.running
 
-    def alive(self, id_):
-        """Still in the set."""
-        return id_ in self.running
+    def see(self, id_):
+        """Running while it is in the dict."""
+        port = self.running.get(id_)
+        if port is None:
+            return Sight(stage=Stage.ENDED, why=self.why)
+        if id_ in self.hidden:
+            return Sight(stage=Stage.STARTING)
+        address = Address(host=id_, port=port, metrics_port=port + 1, handle={"pid": port})
+        return Sight(stage=Stage.RUNNING, address=address)
 
     def last_words(self, id_, function):
         """The same for all."""
         return self.words
+
+    def resize(self, id_, configuration):
+        """Remembered."""
+        self.resized.append((id_, configuration.cpu_cores))
 
     def terminate(self, id_):
         """Remembered; the test decides when it ends."""
@@ -73,9 +100,13 @@ class FakeBackend:
         """Remembered."""
         self.swept = set(known)
 
-    def usage(self, id_):
-        """Something."""
-        return Usage(cpu_millicores=5.0, memory_bytes=7)
+    def tidy(self, used):
+        """As the process backend does."""
+        sweep(self._kept, used)
+
+    def usage(self, ids):
+        """Something for each."""
+        return [Usage(cpu_millicores=5.0, memory_bytes=7) for _ in ids]
 
 
 class FakeProfiles:
@@ -107,19 +138,20 @@ class World:
         self.folder, self.clock, self.backend, self.profiles = (
             folder,
             ManualClock(1000.0),
-            FakeBackend(),
+            FakeBackend(folder / "build", folder / "state" / "bundles"),
             FakeProfiles(),
         )
         self.settings = Settings(state_dir=folder / "state", bundles_dir=folder / "build")
+        self.secrets = SecretStore(self.settings.secrets_dir, self.settings.secrets_max)
         self.refusals, self.dirty = [], 0
         self.state = State(self.settings.database)
         self.controller = self.new_controller()
 
     def new_controller(self):
         """A provider that starts on the same state."""
-        controller = Controller(self.settings, self.state, self.backend, self.profiles, self.clock)
+        controller = Controller(self.settings, self.state, self.backend, self.profiles, self.secrets, self.clock)
         controller.on_dirty = self._count
-        self.fleet = controller.fleet
+        self.fleet, self.views = controller.fleet, Views(controller)
         return controller
 
     def _count(self):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from infless_core.errors import NotFound
 from infless_provider import cli, client, profile_stack, up
-from infless_provider.client import Client, Refused, find_password
+from infless_provider.client import Client, Refused, find_credentials
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "help"
 COMMANDS = (
@@ -231,8 +231,8 @@ class TestClient:
     def test_the_password_is_found(self, tmp_path, monkeypatch):
         """From the environment, else from the provider's own file."""
         monkeypatch.delenv("INFLESS_PASSWORD", raising=False)
-        assert find_password(tmp_path) is None
+        assert find_credentials(tmp_path) is None
         (tmp_path / "basic-auth-password").write_text("file\n")
-        assert find_password(tmp_path) == "file"
+        assert find_credentials(tmp_path) == "file"
         monkeypatch.setenv("INFLESS_PASSWORD", "env")
-        assert find_password(tmp_path) == "env"
+        assert find_credentials(tmp_path) == "env"

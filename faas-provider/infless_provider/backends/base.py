@@ -7,8 +7,8 @@
                  └────────────────────►┘
 
 A call that changes something returns at once and only begins the work; what has come of it is what `see` says, and
-`on_event` tells when to look. Instances die by themselves, servers have names, and a restarted provider finds what runs:
-the backend's own `handle`, kept in the state with each instance, and whatever marks it leaves on what it starts.
+`on_event` tells when to look. Instances die by themselves, servers have names, and a restarted provider finds what
+runs: by the backend's own `handle`, kept in the state, and by whatever marks it leaves on what it starts.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class CurveOrder:
 class Backend(Protocol):
     """Starts, finds, watches and ends instances.
 
-    `prepare`, `curve` and `usage` may take long and are called in threads. Everything else is called on the event loop and
-    returns at once.
+    `prepare`, `curve`, `tidy` and `usage` may take long and are called in threads. Everything else is called on the event
+    loop and returns at once.
     """
 
     name: str
@@ -207,7 +207,7 @@ class Backend(Protocol):
         ...
 
     def tidy(self, used: AbstractSet[str]) -> None:
-        """Remove what `prepare` kept and nobody runs any more. Called in a thread.
+        """Remove what `prepare` kept and nobody runs any more.
 
         Args:
             used: references of artifacts.

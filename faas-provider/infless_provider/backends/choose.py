@@ -1,0 +1,39 @@
+"""The backend that a provider was started with."""
+
+from __future__ import annotations
+
+import hashlib
+
+from infless_core.errors import InvalidInput
+from infless_provider.backends.base import Backend
+from infless_provider.settings import Settings, usable_cores
+
+BACKENDS = ("process", "docker")
+
+
+def make_backend(settings: Settings) -> Backend:
+    """The backend, not yet open.
+
+    Raises:
+        InvalidInput: there is no such backend, or the cluster file cannot be used.
+    """
+    from infless_provider.cluster import read_cluster
+
+    cluster = read_cluster(settings.cluster_file) if settings.cluster_file else None
+    if settings.backend == "process":
+        from infless_provider.backends.process import ProcessBackend
+
+        cpus = (cluster and cluster.cpus) or usable_cores(cluster.server.cpu_cores if cluster else settings.cpu_cores)
+        return ProcessBackend(
+            cpus, settings.state_dir, settings.bundles_dir, server=cluster.server if cluster else None
+        )  # fmt: skip
+    if settings.backend == "docker":
+        from infless_provider.backends.docker import DockerBackend
+
+        return DockerBackend(settings.state_dir, owner_of(settings), cluster)
+    raise InvalidInput(f"--backend: {settings.backend!r} is unknown; allowed are {', '.join(BACKENDS)}")
+
+
+def owner_of(settings: Settings) -> str:
+    """Whose containers are whose: two providers may share a Docker engine, never a state folder."""
+    return hashlib.sha256(str(settings.state_dir).encode()).hexdigest()[:12]

@@ -1,0 +1,97 @@
+"""`infless up`: what it may be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from infless_core.errors import InvalidInput
+from infless_core.labels import parse_target_s
+from infless_core.units import parse_duration_s, parse_memory_bytes
+from infless_provider.backends.choose import BACKENDS
+from infless_provider.settings import Settings, default_state_dir
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command(name="up")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option("--state-dir", type=click.Path(path_type=Path), envvar="INFLESS_STATE", help="Default ~/.infless.")
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="process",
+    show_default=True,
+    help="What instances are: local processes, or containers of a Docker engine.",
+)
+@click.option(
+    "--bundles",
+    type=click.Path(path_type=Path),
+    default=Path("build"),
+    show_default=True,
+    help="Where `infless build` and `faas-cli build --shrinkwrap` leave functions (processes).",
+)
+@click.option("--cluster", type=_FILE, metavar="FILE", help="What the machine has to give (default detected).")
+@click.option("--cpu-cores", default=0, type=click.IntRange(0), help="Cores for instances (default all).")
+@click.option("--latency-target", default="500ms", show_default=True, help="For functions that state none.")
+@click.option("--tls-cert", type=_FILE, metavar="FILE", help="Serve HTTPS with this certificate chain (PEM).")
+@click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key (PEM).")
+@click.option(
+    "--credentials",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Holds basic-auth-user and basic-auth-password (default: the state folder).",
+)
+@click.option("--no-auth", is_flag=True, help="No password. For a closed machine only.")
+@click.option(
+    "--callbacks-allow",
+    multiple=True,
+    metavar="HOST|NETWORK",
+    help="Results of queued calls may go there although it is not public; '*' is anywhere. May be repeated.",
+)
+@click.option("--body-max", default="64Mi", show_default=True, help="Largest body of an invocation.")
+@click.option("--invoke-timeout", default="60s", show_default=True, help="Longest invocation, cold start included.")
+@click.option("--solver", default="auto", show_default=True, help="See `infless plan --help`.")
+@click.option("--prometheus", metavar="URL", help="Learn execution times from it (default from the instances).")
+def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
+    host: str, port: int, state_dir: Path | None, backend: str, bundles: Path, cluster: Path | None, cpu_cores: int,
+    latency_target: str, tls_cert: Path | None, tls_key: Path | None, credentials: Path | None, no_auth: bool,
+    callbacks_allow: tuple[str, ...], body_max: str, invoke_timeout: str, solver: str, prometheus: str | None,
+) -> None:  # fmt: skip
+    """Run the provider: the OpenFaaS API, invocations, planning. Ctrl-C ends it and its instances.
+
+    SIGTERM ends the provider alone: its instances go on, and the next `infless up` finds them.
+    """
+    from infless_profiler.prometheus import check_url
+    from infless_provider.callback_policy import CallbackPolicy
+    from infless_provider.up import run
+    from infless_scheduler.planner import SOLVERS
+
+    if solver not in SOLVERS:
+        raise InvalidInput(f"--solver: {solver!r} is unknown; allowed are {', '.join(SOLVERS)}")
+    if (tls_cert is None) != (tls_key is None):
+        raise InvalidInput("--tls-cert and --tls-key: give both or none")
+    CallbackPolicy.parse(callbacks_allow)
+    run(
+        Settings(
+            state_dir=(state_dir or default_state_dir()).resolve(),
+            bundles_dir=bundles.resolve(),
+            host=host,
+            port=port,
+            auth=not no_auth,
+            credentials=credentials.resolve() if credentials else None,
+            backend=backend,
+            cluster_file=cluster,
+            cpu_cores=cpu_cores,
+            default_target_s=parse_target_s(latency_target, "--latency-target"),
+            tls_certificate=tls_cert,
+            tls_key=tls_key,
+            callbacks_allowed=callbacks_allow,
+            body_max_bytes=parse_memory_bytes(body_max, "--body-max"),
+            invoke_timeout_s=parse_duration_s(invoke_timeout, "--invoke-timeout"),
+            solver=solver,
+            prometheus_url=check_url(prometheus, "--prometheus") if prometheus else "",
+        )
+    )

@@ -71,6 +71,8 @@ class Autoscaler:
     def _tick(self) -> None:
         now_s = self._clock.now_s()
         for key, function in self._controller.functions.items():
+            if self._least.get(key) == 0 and function.sleeps():
+                continue  # there may be thousands of them
             function.estimate = function.estimate.after(function.arrived)
             function.arrived = 0
             function.reweigh()

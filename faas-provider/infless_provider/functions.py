@@ -219,6 +219,11 @@ class FunctionState:
         awake = self.in_flight > 0 or now_s - self.wanted_at_s < wishes.zero_after_s
         return 0 if may_sleep and not awake else max(1, min(replicas, wishes.scale_max))
 
+    def sleeps(self) -> bool:
+        """Whether nothing of it runs, comes, or is about to: what is measured of it would stay as it is."""
+        idle = not self.instances and not self.arrived and self.estimate.rate_rps < IDLE_RPS
+        return idle and self.planned_rps == 0 and self.retry_at_s == 0 and not self.waiters
+
     def available(self) -> int:
         """Ready instances."""
         return sum(1 for i in self.instances.values() if i.phase is Phase.READY)

@@ -40,7 +40,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resize:
-    """Change the batch size of a running instance in place."""
+    """Change the batch size or the cores of a running instance in place."""
 
     id: str
     configuration: Configuration
@@ -48,7 +48,10 @@ class Resize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replace:
-    """Start an instance with another number of cores; drain the old one once the new one is ready."""
+    """Start an instance with another share of a GPU; drain the old one once the new one is ready.
+
+    The share is fixed when a process first calls CUDA (`CUDA_MPS_ACTIVE_THREAD_PERCENTAGE`).
+    """
 
     id: str
     function: str
@@ -162,7 +165,7 @@ def _adapt(instance: Actual, wanted: Configuration) -> list[Action]:
     have = instance.configuration
     if have == wanted:
         return []
-    if (have.cpu_cores, have.gpu_percent) == (wanted.cpu_cores, wanted.gpu_percent):
+    if have.gpu_percent == wanted.gpu_percent:
         return [Resize(id=instance.id, configuration=wanted)]
     reason = f"{have} becomes {wanted}"
     return [Replace(id=instance.id, function=instance.function, configuration=wanted, reason=reason)]

@@ -11,6 +11,7 @@ class FakeModel:
     """Bytes in, the same in capitals out; subclasses change what their test is about."""
 
     kind, batched, concurrency, brief, device = "fake", True, 1, False, "cpu"
+    prepare_cores = None
     prepare: Any = None
     finish: Any = None
     interrupt: Any = None

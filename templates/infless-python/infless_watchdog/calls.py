@@ -98,6 +98,9 @@ class Model(Protocol):
     finish: Callable[[Any], Any] | None
     """Work on one answer after `predict`, in the same pool; None for none."""
 
+    prepare_cores: Callable[[int], None] | None
+    """What `set_cpu_cores` takes long for and can be done beside `predict`; None for nothing."""
+
     interrupt: Callable[[], None] | None
     """Ends a run that hangs, so that `predict` raises; None where only ending the whole process would."""
 

@@ -54,6 +54,7 @@ class _HandlerModel:
     brief = False
     prepare: Callable[[Any], Any] | None = None
     finish: Callable[[Any], Any] | None = None
+    prepare_cores: Callable[[int], None] | None = None
     interrupt: Callable[[], None] | None = None
     """A thread cannot be ended."""
 

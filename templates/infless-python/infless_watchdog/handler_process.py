@@ -50,6 +50,7 @@ class HandlerProcess:
     brief = False
     prepare: Callable[[Any], Any] | None = None
     finish: Callable[[Any], Any] | None = None
+    prepare_cores: Callable[[int], None] | None = None
 
     def __init__(self, settings: Settings) -> None:
         self.device = settings.model_device

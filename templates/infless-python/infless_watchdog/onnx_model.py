@@ -33,7 +33,9 @@ class OnnxModel(TensorModel):
     platform = "onnxruntime_onnx"
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        super().__init__(OnnxRuntime(path, settings), settings, path)
+        runtime = OnnxRuntime(path, settings)
+        self.prepare_cores = runtime.prepare_cores
+        super().__init__(runtime, settings, path)
 
 
 class OnnxRuntime:
@@ -50,6 +52,7 @@ class OnnxRuntime:
             raise LoadError(f"{path} needs a runtime: pip install 'infless[cpu]' or 'infless[gpu]'") from error
         self._onnxruntime = onnxruntime
         self._path, self._settings, self._cpu_cores = path, settings, settings.cpu_cores
+        self._prepared: tuple[int, Any] | None = None
         self._session, self.device = self._open_on_best()
         self.inputs, self.outputs = _specs(self._session, path)
         self._names = [spec.name for spec in self.outputs]
@@ -75,12 +78,19 @@ class OnnxRuntime:
 
         return run
 
+    def prepare_cores(self, cpu_cores: int) -> None:
+        """Open a session with so many threads, for `set_cpu_cores`: loading a model may take longer than a target."""
+        if cpu_cores != self._cpu_cores:
+            self._prepared = (cpu_cores, self._open(self.device, cpu_cores))
+
     def set_cpu_cores(self, cpu_cores: int) -> None:
         """With a new session: a session's threads are made with it. Should that fail, the old one stays."""
         if cpu_cores != self._cpu_cores:
-            self._session = self._open(self.device, cpu_cores)
+            cores, session = self._prepared or (0, None)
+            self._session = session if cores == cpu_cores else self._open(self.device, cpu_cores)
             self._cpu_cores = cpu_cores
             _trim_heap()
+        self._prepared = None
 
     # sessions --------------------------------------------------------------------------------------------------------
 

@@ -89,7 +89,9 @@ class Pipeline:
         self.batcher.reconfigure(policy)
 
     async def set_cpu_cores(self, cpu_cores: int) -> None:
-        """Threads as the provider wishes, from the next run on."""
+        """Threads as the provider wishes, from the next run on; what takes long is done before it."""
+        if self.model.prepare_cores is not None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self.model.prepare_cores, cpu_cores)
         await self.batcher.between_runs(lambda: self.model.set_cpu_cores(cpu_cores))
 
     def refusal(self) -> ItemError | None:

@@ -31,6 +31,7 @@ class TensorModel:
     brief = True
     prepare: Callable[[Any], Any] | None = None
     finish: Callable[[Any], Any] | None = None
+    prepare_cores: Callable[[int], None] | None = None
     interrupt: Callable[[], None] | None = None
     """A run of a library's cannot be ended."""
 

@@ -119,6 +119,8 @@ class Worker(Generic[F]):
         self._clock = clock
         self._limits = limits
         self._random = random.Random(seed)  # noqa: S311 - spreads retries, guards nothing
+        self._disk_fails = False
+        """Told once, not by each call that waits for it."""
         turns: Turns[Ticket] = Turns(limits.in_flight_max, limits.in_flight_per_function_max)
         posts: Turns[Ticket] = Turns(limits.callbacks_max, limits.callbacks_per_host_max)
         self._invocations = Lane(turns, self._run, clock)
@@ -253,10 +255,17 @@ class Worker(Generic[F]):
         """Ask until the disk does it: what has happened cannot be taken back."""
         while True:
             try:
-                return await ask()
+                got = await ask()
             except StateError as error:
-                LOG.error("%s; asked again in %g s", error, self._limits.disk_retry_s)  # noqa: TRY400
+                if not self._disk_fails:
+                    LOG.error("%s; asked again every %g s", error, self._limits.disk_retry_s)  # noqa: TRY400
+                self._disk_fails = True
                 await asyncio.sleep(self._limits.disk_retry_s)
+            else:
+                if self._disk_fails:
+                    LOG.info("the queue's disk works again")
+                self._disk_fails = False
+                return got
 
 
 def trace(call: QueuedCall) -> list[Header]:

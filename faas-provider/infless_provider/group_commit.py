@@ -119,7 +119,7 @@ class GroupCommit:
 
     def _attempt(self, db: sqlite3.Connection, jobs: list[_Job]) -> bool:
         try:
-            db.execute("BEGIN IMMEDIATE")
+            db.execute("BEGIN")
             try:
                 for job in jobs:
                     job.result, job.error = job.change(db), None

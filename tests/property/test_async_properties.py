@@ -1,0 +1,237 @@
+"""Asynchronous calls: every sequence of failures ends, nobody is starved, headers survive, whatever their values are."""
+
+import ipaddress
+import math
+from collections import Counter, deque
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from infless_provider.async_policy import (
+    RETRIED,
+    Again,
+    Attempt,
+    Final,
+    RetryRules,
+    after_callback,
+    after_invocation,
+    callback_headers,
+    request_headers,
+    retry_after_s,
+    sane_call_id,
+)
+from infless_provider.async_store import _pack, _unpack
+from infless_provider.async_turns import Turns
+from infless_provider.callback_policy import CallbackPolicy
+
+seconds = st.floats(0.001, 1e5)
+jitters = st.floats(0, 1, exclude_max=True)
+rules_ = st.builds(
+    RetryRules, attempts_max=st.integers(1, 2000), age_max_s=seconds, backoff_s=seconds, backoff_max_s=seconds,
+    retry_after_max_s=seconds,
+)  # fmt: skip
+attempts = st.builds(
+    Attempt, status=st.sampled_from([0, 200, 204, 302, 400, 404, 408, 429, 500, 502, 503, 504, 599]),
+    attempts=st.integers(1, 2000), age_s=st.floats(0, 1e6), retry_after_s=st.none() | st.floats(0, 1e9),
+)  # fmt: skip
+
+
+@given(attempts, rules_, jitters)
+def test_a_try_again_keeps_every_rule(attempt, rules, jitter):
+    """Tries, age, the longest wait, and never earlier than half the backoff or than the answer asked for."""
+    for decide in (after_invocation, after_callback):
+        verdict = decide(attempt, rules, jitter)
+        if isinstance(verdict, Again):
+            assert attempt.attempts < rules.attempts_max
+            assert attempt.age_s + verdict.after_s <= rules.age_max_s
+            asked_s = min(attempt.retry_after_s or 0, rules.retry_after_max_s)
+            assert verdict.after_s >= asked_s
+            assert verdict.after_s <= max(rules.backoff_max_s, asked_s)
+            assert verdict.after_s >= min(rules.backoff_s, rules.backoff_max_s) / 2
+            assert math.isfinite(verdict.after_s)
+
+
+@given(attempts, rules_, jitters)
+def test_answers_are_told_from_not_now(attempt, rules, jitter):
+    """An invocation that was answered is never repeated nor lost; a callback succeeds with 2xx only."""
+    after = after_invocation(attempt, rules, jitter)
+    assert (after == Final(failed=False)) == (attempt.status not in RETRIED)
+    told = after_callback(attempt, rules, jitter)
+    assert (told == Final(failed=False)) == (200 <= attempt.status < 300)
+    if attempt.status in (302, 400, 404):
+        assert told == Final(failed=True)
+
+
+@given(rules_.filter(lambda rules: rules.attempts_max <= 50), st.data())
+def test_every_story_ends(rules, data):
+    """However long each try takes and whatever is asked for, the last wait begins within the age, after few tries."""
+    age_s, tries = 0.0, 0
+    while True:
+        tries += 1
+        age_s += data.draw(st.floats(0, 100))
+        attempt = Attempt(
+            status=503, attempts=tries, age_s=age_s, retry_after_s=data.draw(st.none() | st.floats(0, 1e6))
+        )
+        verdict = after_invocation(attempt, rules, data.draw(jitters))
+        if isinstance(verdict, Final):
+            assert verdict.failed
+            break
+        age_s += verdict.after_s
+        assert age_s <= rules.age_max_s
+    assert tries <= rules.attempts_max
+
+
+@given(rules_, jitters, st.integers(1, 1998))
+def test_waits_grow(rules, jitter, tries):
+    """Until they are the longest."""
+    assume(tries + 1 < rules.attempts_max)
+    first, second = (
+        after_invocation(Attempt(status=503, attempts=tries + more, age_s=0), rules, jitter) for more in (0, 1)
+    )
+    if isinstance(first, Again) and isinstance(second, Again):
+        assert second.after_s >= first.after_s
+
+
+@given(st.text(max_size=40) | st.integers(0, 10**12).map(str), st.floats(0, 4e9))
+def test_any_retry_after_is_read_or_ignored(text, wall_s):
+    """Numbers as they are, dates from now, never a time in the past."""
+    found = retry_after_s([(b"retry-after", text.encode("utf-8", "replace"))], wall_s)
+    assert found is None or (found >= 0 and math.isfinite(found))
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        assert found == int(text)
+
+
+def test_a_date_is_a_time_from_now():
+    """RFC 9110's own example."""
+    value = [(b"retry-after", b"Thu, 01 Jan 1970 00:02:00 GMT")]
+    assert (retry_after_s(value, 100.0), retry_after_s(value, 200.0), retry_after_s([], 0.0)) == (20.0, 0.0, None)
+
+
+operations = st.lists(
+    st.tuples(st.just("add"), st.sampled_from("abc"), st.integers(0, 20))
+    | st.tuples(st.just("done"), st.integers(0, 9), st.just(0))
+    | st.tuples(st.just("wait"), st.integers(1, 10), st.just(0)),
+    max_size=80,
+)
+
+
+@given(operations, st.integers(1, 4), st.integers(1, 3))
+def test_turns_against_a_plain_model(does, most, most_each):
+    """Limits hold, nothing runs early, twice or never, a group's items keep their order, and no room is left unused."""
+    turns, now_s, added = Turns(most, most_each), 0, 0
+    waiting, running = [], []
+
+    def take_all():
+        while (taken := turns.take(now_s)) is not None:
+            item, group = taken
+            assert item[0] <= now_s
+            assert item == min(other for its_group, other in waiting if its_group == group)
+            waiting.remove((group, item))
+            running.append(group)
+        assert turns.running == len(running) <= most
+        counts = Counter(running)
+        assert all(count <= most_each for count in counts.values())
+        could = {g for g, (due_s, _) in waiting if due_s <= now_s and counts[g] < most_each}
+        assert not could or len(running) == most
+
+    for what, value, delay_s in does:
+        if what == "add":
+            added += 1
+            item = (now_s + delay_s, added)
+            waiting.append((value, item))
+            turns.add(item, value, item[0])
+        elif what == "done" and running:
+            turns.done(running.pop(value % len(running)))
+        elif what == "wait":
+            now_s += value
+        take_all()
+    while waiting or running:
+        while running:
+            turns.done(running.pop())
+        take_all()
+        due_s = turns.next_due_s()
+        now_s = now_s if due_s is None else max(now_s, due_s)
+        take_all()
+    assert turns.running == 0
+
+
+@given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=60), st.integers(1, 4))
+def test_groups_take_turns(groups, most):
+    """Between two items of one group every other group that waits gets one: a flood delays others by its turn only."""
+    turns, left, running = Turns(most, most), Counter(groups), deque()
+    for number, group in enumerate(groups):
+        turns.add(number, group, 0.0)
+    since = dict.fromkeys(left, 0)
+    while sum(left.values()):
+        taken = turns.take(0.0)
+        if taken is None:
+            turns.done(running.popleft())
+            continue
+        _, group = taken
+        running.append(group)
+        left[group] -= 1
+        waiting = [one for one in left if left[one] > 0 and one != group]
+        for one in waiting:
+            since[one] += 1
+            assert since[one] <= len(set(groups))
+        since[group] = 0
+
+
+names = st.from_regex(rb"[a-z][a-z0-9-]{0,12}", fullmatch=True) | st.sampled_from(
+    [b"connection", b"keep-alive", b"x-callback-url", b"authorization", b"x-call-id", b"content-length", b"host"]
+)
+values = st.binary(max_size=12).map(lambda value: value.replace(b"\r", b"").replace(b"\n", b"").strip())
+headers_ = st.lists(st.tuples(names, values), max_size=8)
+
+
+@given(headers_)
+def test_headers_come_back_from_the_disk(headers):
+    """In order, byte for byte, with empty and repeated ones."""
+    assert list(_unpack(_pack(headers))) == headers
+
+
+@given(headers_, st.booleans())
+def test_only_what_is_the_functions_reaches_it(headers, secret):
+    """No hop-by-hop header, nothing that Connection names, no callback URL, no token of ours; the rest in order."""
+    kept = request_headers(headers, "peer:1", secret=secret)
+    named = {name.strip().lower() for key, value in headers if key == b"connection" for name in value.split(b",")}
+    gone = named | {b"connection", b"keep-alive", b"x-callback-url", b"content-length", b"x-call-id"}
+    gone |= {b"authorization"} if secret else set()
+    assert not gone & {name for name, _ in kept} - {b"x-forwarded-for", b"x-forwarded-host"}
+    added = [header for header in kept if header[0].startswith(b"x-forwarded-")]
+    assert [header for header in kept if header not in added] == [
+        header for header in headers if header[0] not in gone and header not in added
+    ]
+
+
+@given(headers_)
+def test_a_callback_tells_about_the_call_once(headers):
+    """Whatever the function answers: our headers are each there once, with our values."""
+    sent = callback_headers(headers, call_id="i", function="f", status=200, took_s=1.5, accepted_ns=7)
+    for name, value in {
+        b"x-call-id": b"i", b"x-function-name": b"f", b"x-function-status": b"200", b"x-duration-seconds": b"1.500000",
+        b"x-start-time": b"7",
+    }.items():  # fmt: skip
+        assert [told for key, told in sent if key == name] == [value]
+    assert not {b"connection", b"content-length", b"host"} & {name for name, _ in sent}
+
+
+@given(st.binary(max_size=200))
+def test_a_call_id_is_kept_only_if_it_is_harmless(value):
+    """It goes into headers and logs as it is."""
+    kept = sane_call_id(value)
+    harmless = 1 <= len(value) <= 128 and all(0x21 <= byte <= 0x7E for byte in value)
+    assert kept == (value.decode() if harmless else None)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_no_coat_makes_an_address_public(number):
+    """What is refused as IPv4 is refused in every IPv6 form that leads to it."""
+    plain = ipaddress.IPv4Address(number)
+    permits = CallbackPolicy().permits("h", plain)
+    mapped = ipaddress.IPv6Address(0xFFFF_0000_0000 | number)
+    nat64 = ipaddress.IPv6Address(int(ipaddress.IPv6Address("64:ff9b::")) | number)
+    six_to_four = ipaddress.IPv6Address(0x2002 << 112 | number << 80 | 1)
+    for coat in (mapped, nat64, six_to_four):
+        assert CallbackPolicy().permits("h", coat) <= permits
+    assert CallbackPolicy().permits("h", mapped) == permits

@@ -1,18 +1,16 @@
-"""Execution times of a deployed function: kept ones, or measured now in a child process."""
+"""Execution times of a deployed function: kept ones, or measured now by the backend that will run it."""
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 from infless_core.clock import Clock
-from infless_core.errors import StateError
 from infless_core.model import Configuration, ProfilePoint
 from infless_profiler.measure import Measurement, batch_sizes, core_counts, measure_function
 from infless_profiler.observe import Level, Observed, Prior
 from infless_profiler.store import ProfileStore
+from infless_provider.backends.base import CurveOrder
 
 BUDGET_S = 1.5
 """Seconds of timing for each core count: a deployment must answer well within faas-cli's 60 s."""
@@ -25,11 +23,11 @@ class Profiles:
         store: what is known.
         clock: for when it was measured.
         cpus: the most cores that an instance may get.
-        scratch: where the children's temporary folders go; a backend's `sweep` finds them there after a crash.
+        curve: a backend's `curve`.
     """
 
-    def __init__(self, store: ProfileStore, clock: Clock, cpus: int, scratch: Path | None = None) -> None:
-        self._scratch = scratch
+    def __init__(self, store: ProfileStore, clock: Clock, cpus: int, curve: Callable[[CurveOrder], str]) -> None:
+        self._curve = curve
         self._store = store
         self._clock = clock
         self._cpus = cpus
@@ -78,12 +76,19 @@ class Profiles:
     def points(
         self,
         key: str,
-        bundle: Path,
+        artifact: str,
         environment: Mapping[str, str],
         batch_max: int,
         progress: Callable[[str], None] = lambda _: None,
     ) -> tuple[ProfilePoint, ...]:
-        """Kept points of a function, else newly measured ones; empty when it has no example to be timed with.
+        """Kept points of a function, else newly measured ones; empty when it cannot be timed.
+
+        Args:
+            key: of the function's code and variables.
+            artifact: an `Artifact.reference`.
+            environment: the function's own variables.
+            batch_max: its largest batch.
+            progress: told what is being measured.
 
         Raises:
             BackendError: the function cannot be loaded, or fails on its own example.
@@ -93,7 +98,7 @@ class Profiles:
             kept = self.kept(key, batch_max)
             if kept is not None:
                 return kept
-            found = self.measure(key, bundle, environment, batch_sizes(batch_max), progress)
+            found = self.measure(key, artifact, environment, batch_sizes(batch_max), progress)
         return self._corrected(key, self._usable(found, batch_max))
 
     def _usable(self, found: Iterable[Measurement], batch_max: int) -> tuple[Prior, ...]:
@@ -103,14 +108,6 @@ class Profiles:
             if one.configuration.batch <= batch_max and one.configuration.cpu_cores <= self._cpus
         )  # fmt: skip
 
-    def _folder(self) -> tempfile.TemporaryDirectory[str]:
-        try:
-            if self._scratch is not None:
-                self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return tempfile.TemporaryDirectory(prefix="profile-", dir=self._scratch, ignore_cleanup_errors=True)
-        except OSError as error:
-            raise StateError(f"no temporary folder can be made: {error}") from error
-
     def cancel(self) -> None:
         """End a measurement under way, and every later one: the provider stops."""
         self._cancelled.set()
@@ -118,23 +115,43 @@ class Profiles:
     def measure(
         self,
         key: str,
-        bundle: Path,
+        artifact: str,
         environment: Mapping[str, str],
         batches: Sequence[int],
         progress: Callable[[str], None] = lambda _: None,
         budget_s: float = BUDGET_S,
     ) -> list[Measurement]:
-        """Time a function now and keep the result."""
-        with self._folder() as folder:
-            found = measure_function(
-                bundle,
-                {**environment, "TMPDIR": folder},
-                batches=batches,
-                cores=core_counts(self._cpus),
-                budget_s=budget_s,
-                progress=progress,
-                cancelled=self._cancelled.is_set,
+        """Time a function now and keep the result.
+
+        Args:
+            key: of the function's code and variables.
+            artifact: an `Artifact.reference`.
+            environment: the function's own variables.
+            batches: batch sizes.
+            progress: told what is being measured.
+            budget_s: seconds of timing for each core count.
+
+        Returns:
+            Measurements; none when it has no example to be timed with, or holds no watchdog of ours.
+
+        Raises:
+            BackendError: the function cannot be loaded, fails on its own example, or the provider stops.
+            StateError: the database cannot be used.
+        """
+
+        def curve(batches: Sequence[int], cpu_cores: int) -> str:
+            return self._curve(
+                CurveOrder(
+                    artifact=artifact,
+                    environment=environment,
+                    batches=batches,
+                    cpu_cores=cpu_cores,
+                    budget_s=budget_s,
+                    cancelled=self._cancelled.is_set,
+                )
             )
+
+        found = measure_function(curve, batches=batches, cores=core_counts(self._cpus), progress=progress)
         asked = Configuration(batch=max(batches), cpu_cores=self._cpus)
         self._store.save(key, found, asked, self._clock.wall_s())
         return found

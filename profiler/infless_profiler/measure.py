@@ -9,10 +9,11 @@ import json
 import math
 import os
 import signal
+import site
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,40 +84,28 @@ def core_counts(cpu_cores: int) -> tuple[int, ...]:
 
 
 def measure_function(
-    bundle: Path,
-    environment: Mapping[str, str],
+    curve: Callable[[Sequence[int], int], str],
     *,
     batches: Sequence[int],
     cores: Sequence[int],
-    budget_s: float,
     progress: Callable[[str], None] = lambda _: None,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> list[Measurement]:
-    """Time every `(batch, cores)` of a bundle.
+    """Time every `(batch, cores)` of a function.
 
     Args:
-        bundle: folder with `function/` and `infless_watchdog/`.
-        environment: the function's own variables.
+        curve: given batch sizes and a number of cores, runs the function's watchdog with `--curve` and gives what it
+            printed; its errors pass through.
         batches: batch sizes.
         cores: core counts; each is a run of its own, pinned to that many cores.
-        budget_s: seconds of timing for each core count, start not included.
         progress: told what is being measured.
-        cancelled: asked several times a second; True ends the child.
 
     Returns:
-        Measurements, or nothing when the function has no example to be timed with.
-
-    Raises:
-        BackendError: when the function cannot be loaded or fails on its own example (carries its words), or when it
-            was cancelled.
+        Measurements, or nothing when the function has no example to be timed with, or no watchdog that can.
     """
     found: list[Measurement] = []
     for count in cores:
         progress(f"timing batches {', '.join(map(str, batches))} on {count} core(s)")
-        try:
-            out = _run_curve(bundle, environment, batches, count, budget_s, cancelled)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise BackendError(f"{bundle.name} could not be timed: {error}") from error
+        out = curve(batches, count)
         measured = [one for line in out.splitlines() if (one := _measurement(line, count)) is not None]
         if not measured:
             return []
@@ -138,40 +127,74 @@ def _measurement(line: str, cpu_cores: int) -> Measurement | None:
     )
 
 
-def _run_curve(
+def run_curve(
     bundle: Path,
     environment: Mapping[str, str],
     batches: Sequence[int],
-    cores: int,
+    cpus: Collection[int],
     budget_s: float,
-    cancelled: Callable[[], bool],
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> str:
+    """Run a bundle's watchdog once with `--curve`, in a child that is pinned to the cores it would get.
+
+    Args:
+        bundle: folder with `function/` and `infless_watchdog/`.
+        environment: the function's own variables, and `TMPDIR` (see `child_environment`).
+        batches: batch sizes.
+        cpus: the numbers of those cores.
+        budget_s: seconds of timing, start not included.
+        cancelled: asked several times a second; True ends the child.
+
+    Returns:
+        What it printed: one JSON object a line, and what the user's code prints in between.
+
+    Raises:
+        BackendError: when the function cannot be loaded or fails on its own example (carries its words), or when it
+            was cancelled.
+    """
     command = [
         sys.executable, "-m", "infless_watchdog", "--curve", ",".join(map(str, batches)), "--budget-s", str(budget_s),
     ]  # fmt: skip
-    env = {**child_environment(bundle, environment), "cpu_cores": str(cores)}
+    env = {**child_environment(bundle, environment), "cpu_cores": str(len(cpus))}
+    try:
+        code, out, err = _run(command, env, bundle, cpus, _LOAD_S + 20 * budget_s, cancelled)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BackendError(f"{bundle.name} could not be timed: {error}") from error
+    if code != 0:
+        words = [line for line in err.splitlines() if line.strip()]
+        raise BackendError(words[-1] if words else f"timing ended with exit code {code}")
+    return out
+
+
+def _run(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    folder: Path,
+    cpus: Collection[int],
+    timeout_s: float,
+    cancelled: Callable[[], bool],
+) -> tuple[int, str, str]:
+    """Exit code and output of a child; whatever it started ends with it when it does not end by itself."""
     with subprocess.Popen(
         command,
         env=env,
-        cwd=bundle,
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
         start_new_session=True,
+        umask=0o077,
     ) as child:
         try:
             # Before it has any thread: everything it starts inherits the cores.
-            os.sched_setaffinity(child.pid, sorted(os.sched_getaffinity(0))[-cores:])
-            out, err = _communicate(child, _LOAD_S + 20 * budget_s, cancelled)
+            os.sched_setaffinity(child.pid, cpus)
+            out, err = _communicate(child, timeout_s, cancelled)
         except BaseException:
             os.killpg(child.pid, signal.SIGKILL)  # not waited for yet, so its number is still its own
             raise
-    if child.returncode != 0:
-        words = [line for line in err.splitlines() if line.strip()]
-        raise BackendError(words[-1] if words else f"timing ended with exit code {child.returncode}")
-    return out
+    return child.returncode, out, err
 
 
 def _communicate(child: subprocess.Popen[str], timeout_s: float, cancelled: Callable[[], bool]) -> tuple[str, str]:
@@ -185,6 +208,26 @@ def _communicate(child: subprocess.Popen[str], timeout_s: float, cancelled: Call
 
 
 def child_environment(bundle: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that runs a bundle: the function's own variables and nothing of ours but PATH."""
+    """The environment of a process that runs a bundle: the function's own variables and hardly anything of ours.
+
+    Its home is its temporary folder, so that no library finds our `.netrc` or cloud credentials by itself, nor litters
+    our home. This is against accidents: a process of the same user can open them. Two folders of the home are named
+    all the same: the cache, without which each start would download its model again, and packages that were installed
+    with `pip install --user`. A function's own `HOME` wins.
+
+    Args:
+        bundle: folder with `function/` and `infless_watchdog/`.
+        environment: the function's own variables, and `TMPDIR`, the process's temporary folder.
+    """
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
+    if "TMPDIR" in environment:
+        kept |= {"HOME": environment["TMPDIR"], **_folders_of_home()}
     return {**kept, **environment, "PYTHONPATH": str(bundle), "function_dir": str(bundle / "function")}
+
+
+def _folders_of_home() -> dict[str, str]:
+    # Where Linux programs, Hugging Face's and PyTorch's among them, keep what can be fetched again (XDG base
+    # directories), and where Python looks for a user's packages.
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - does not raise
+    found = {"XDG_CACHE_HOME": cache} if os.path.isabs(cache) else {}  # noqa: PTH117
+    return {**found, "PYTHONUSERBASE": site.getuserbase()} if site.ENABLE_USER_SITE else found

@@ -1,14 +1,15 @@
 """Timing a bundle in a child process: what it prints, what it says when it fails, and that it ends."""
 
 import json
-import sys
+import os
+import site
 import time
 
 import pytest
 
 from infless_core.errors import BackendError
 from infless_profiler import measure
-from infless_profiler.measure import batch_sizes, child_environment, core_counts, measure_function
+from infless_profiler.measure import batch_sizes, child_environment, core_counts, measure_function, run_curve
 from infless_provider.backends import procfs
 
 LINE = {"batch": 1, "exec_s": [0.1, 0.2], "memory_bytes": 5}
@@ -32,9 +33,14 @@ def _ends(process):
     return any(not procfs.runs(process) or time.sleep(0.02) for _ in range(50))
 
 
-def run(bundle, cores=(1,), **more):
-    """Measure with a tiny budget."""
-    return measure_function(bundle, {"who": "me"}, batches=(1, 2), cores=cores, budget_s=0.01, **more)
+def run(bundle, cores=(1,), cancelled=lambda: False, **more):
+    """Measure with a tiny budget, as the process backend does."""
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def curve(batches, count):
+        return run_curve(bundle, {"who": "me"}, batches, cpus[-count:], 0.01, cancelled)
+
+    return measure_function(curve, batches=(1, 2), cores=cores, **more)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +111,23 @@ def test_a_bundle_that_is_gone(tmp_path):
         run(tmp_path / "nowhere")
 
 
+def test_an_artifact_without_our_watchdog_has_no_points():
+    """Its backend then says nothing, and is not asked again."""
+    asked = []
+    assert measure_function(lambda *order: asked.append(order) or "", batches=(1, 2), cores=(1, 2)) == []
+    assert asked == [((1, 2), 1)]
+
+
+def test_a_failing_backend_is_heard():
+    """Its error is the measurement's."""
+
+    def curve(batches, cores):
+        raise BackendError("no engine")
+
+    with pytest.raises(BackendError, match="no engine"):
+        measure_function(curve, batches=(1,), cores=(1,))
+
+
 def test_the_childs_environment(tmp_path, monkeypatch):
     """The function's own variables and nothing of ours but a few; the bundle's path wins."""
     monkeypatch.setenv("SECRET_OF_THE_PROVIDER", "x")
@@ -113,4 +136,31 @@ def test_the_childs_environment(tmp_path, monkeypatch):
     assert environment["function_dir"] == str(tmp_path / "function")
     assert environment["a"] == "1"
     assert "SECRET_OF_THE_PROVIDER" not in environment
-    assert sys.executable
+
+
+def test_its_home_is_its_temporary_folder(tmp_path, monkeypatch):
+    """No library finds our credentials by itself; caches and a user's packages stay where they are."""
+    monkeypatch.setenv("HOME", "/home/owner")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
+    environment = child_environment(tmp_path, {"TMPDIR": "/scratch/f-1"})
+    assert environment["HOME"] == environment["TMPDIR"] == "/scratch/f-1"
+    assert environment["XDG_CACHE_HOME"] == "/home/owner/.cache"
+    assert environment["PYTHONUSERBASE"] == site.getuserbase()
+    assert child_environment(tmp_path, {"TMPDIR": "/scratch/f-1", "HOME": "/mine"})["HOME"] == "/mine"
+    assert child_environment(tmp_path, {})["HOME"] == "/home/owner"
+
+
+@pytest.mark.parametrize(("cache", "found"), [("/else/where", "/else/where"), ("", "/home/owner/.cache")])
+def test_the_cache_is_the_providers(tmp_path, monkeypatch, cache, found):
+    """Where it says, else in its home."""
+    monkeypatch.setenv("HOME", "/home/owner")
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    assert child_environment(tmp_path, {"TMPDIR": "/t"})["XDG_CACHE_HOME"] == found
+
+
+def test_what_it_writes_is_for_its_user_only(bundle):
+    """As an instance's files are."""
+    folder = bundle(f"open('written', 'w').close()\nprint(json.dumps({LINE!r}))")
+    assert run(folder)
+    assert (folder / "written").stat().st_mode & 0o777 == 0o600

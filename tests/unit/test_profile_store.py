@@ -1,5 +1,7 @@
 """The profile database: measurements by digest and machine, and what they cover."""
 
+import json
+
 import pytest
 
 from infless_core.clock import ManualClock
@@ -110,47 +112,61 @@ class TestProfiles:
     """Kept or measured."""
 
     @pytest.fixture(autouse=True)
-    def _measured(self, monkeypatch, store):
-        self.asked = []
+    def _measured(self, store):
+        self.orders = []
         self.answer = [one(1), one(8), one(1, 2)]
-
-        def measure(bundle, environment, *, batches, cores, **_):
-            self.asked.append((tuple(batches), tuple(cores)))
-            return self.answer
-
-        monkeypatch.setattr(profiling, "measure_function", measure)
+        self.failure = None
         self.store = store
+
+    def curve(self, order):
+        """What a backend's watchdog would print, from `answer`."""
+        self.orders.append(order)
+        if self.failure:
+            raise self.failure
+        return "".join(
+            json.dumps({"batch": m.configuration.batch, "exec_s": m.samples_s, "memory_bytes": m.memory_bytes}) + "\n"
+            for m in self.answer
+            if m.configuration.cpu_cores == order.cpu_cores
+        )
+
+    def profiles(self, cpus=2):
+        """Of a machine with so many cores."""
+        return Profiles(self.store, ManualClock(), cpus, self.curve)
 
     def points(self, batch_max=8, cpus=2):
         """Configurations that are known afterwards."""
-        profiles = Profiles(self.store, ManualClock(), cpus)
-        found = profiles.points("d", None, {}, batch_max)
+        found = self.profiles(cpus).points("d", "artifact", {"a": "1"}, batch_max)
         return [(point.configuration.batch, point.configuration.cpu_cores) for point in found]
+
+    @property
+    def asked(self):
+        """Batches and cores of each run."""
+        return [(tuple(order.batches), order.cpu_cores) for order in self.orders]
 
     def test_measured_once(self):
         """The second deployment finds it."""
         assert self.points() == [(1, 1), (8, 1), (1, 2)]
         assert sorted(self.points()) == [(1, 1), (1, 2), (8, 1)]
-        assert self.asked == [((1, 2, 4, 8), (1, 2))]
+        assert self.asked == [((1, 2, 4, 8), 1), ((1, 2, 4, 8), 2)]
+        assert {(order.artifact, order.environment["a"], order.budget_s) for order in self.orders} == {
+            ("artifact", "1", profiling.BUDGET_S)
+        }
 
     def test_measured_again_for_larger_batches_or_more_cores(self):
         """What is kept says nothing about them."""
         self.points(batch_max=8, cpus=1)
         self.points(batch_max=8, cpus=2)
         self.points(batch_max=16, cpus=2)
-        assert list(self.asked) == [
-            ((1, 2, 4, 8), (1,)),
-            ((1, 2, 4, 8), (1, 2)),
-            ((1, 2, 4, 8, 16), (1, 2)),
-        ]
+        eight, sixteen = (1, 2, 4, 8), (1, 2, 4, 8, 16)
+        assert self.asked == [(eight, 1), (eight, 1), (eight, 2), (sixteen, 1), (sixteen, 2)]
 
     def test_points_are_as_seen_in_use(self):
         """Of all configurations, near what was seen; the measurement stays what corrections start from."""
-        profiles = Profiles(self.store, ManualClock(), 2)
+        profiles = self.profiles(1)
         self.answer = [one(1, exec_s=0.01), one(8, exec_s=0.04)]
-        measured = profiles.points("d", None, {}, 8)
+        measured = profiles.points("d", "a", {}, 8)
         profiles.observe("d", {Configuration(batch=8, cpu_cores=1): Level(exec_s=0.12, batches=1000.0)})
-        for points in (profiles.points("d", None, {}, 8), profiles.kept("d", 8)):
+        for points in (profiles.points("d", "a", {}, 8), profiles.kept("d", 8)):
             for point, before in zip(points, measured, strict=True):
                 assert 2.4 < point.exec_s / before.exec_s < 3
         assert [prior.expected_s for prior in profiles.prior("d", 8)] == [0.01, 0.04]
@@ -158,7 +174,7 @@ class TestProfiles:
     def test_an_unbatched_function_is_not_measured_each_time(self):
         """It has a time for one request only, whatever was asked."""
         self.answer = [one(1)]
-        assert self.points(32) == self.points(32) == [(1, 1)]
+        assert self.points(32, cpus=1) == self.points(32, cpus=1) == [(1, 1)]
         assert len(self.asked) == 1
 
     def test_a_function_without_example_is_not_tried_each_time(self):
@@ -167,25 +183,22 @@ class TestProfiles:
         assert self.points() == self.points() == []
         assert len(self.asked) == 1
 
-    def test_no_room_for_a_temporary_folder(self, tmp_path):
-        """One of our errors: the deployment is refused, and may be tried again."""
-        (tmp_path / "file").touch()
-        profiles = Profiles(self.store, ManualClock(), 1, tmp_path / "file" / "tmp")
-        with pytest.raises(StateError, match="no temporary folder can be made"):
-            profiles.points("d", None, {}, 1)
+    def test_a_provider_that_stops_ends_the_measurement(self):
+        """The backend asks, and is told."""
+        profiles = self.profiles()
+        profiles.measure("d", "a", {}, (1,))
+        assert not self.orders[0].cancelled()
+        profiles.cancel()
+        assert self.orders[0].cancelled()
 
     def test_only_what_fits_is_given(self):
         """No larger batch than wished, no more cores than there are."""
         self.points(batch_max=8, cpus=2)
         assert self.points(batch_max=4, cpus=1) == [(1, 1)]
 
-    def test_a_failing_function_leaves_nothing_behind(self, monkeypatch):
+    def test_a_failing_function_leaves_nothing_behind(self):
         """The next deployment, with a better handler, starts afresh."""
-
-        def fails(*_, **__):
-            raise BackendError("boom")
-
-        monkeypatch.setattr(profiling, "measure_function", fails)
+        self.failure = BackendError("boom")
         with pytest.raises(BackendError, match="boom"):
             self.points()
         assert self.store.coverage("d") is None

@@ -1,39 +1,49 @@
-"""Instances as local processes: own session, pinned cores, own temporary folder, log file that outlives us."""
+"""Instances as local processes: own session, cores, memory limit and temporary folder, a log file that outlives us."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import hashlib
+import logging
 import os
-import re
-import shutil
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from infless_core.errors import BackendError
-from infless_profiler.measure import child_environment
-from infless_provider.backends import procfs
-from infless_provider.backends.base import Address, Launch, Usage
+from infless_core.model import Configuration, FunctionSpec, Server
+from infless_profiler.measure import run_curve
+from infless_provider import bundles
+from infless_provider.backends import cgroups, process_logs, procfs
+from infless_provider.backends.base import Artifact, CurveOrder, Launch, Sight, Stage, Usage
+from infless_provider.backends.process_instance import END_S, HOST, ProcessInstance, Remains, bury, from_handle
+from infless_provider.backends.process_launch import command_line, environment
 
-LOGS_KEPT = 20
-"""Log files of ended instances that are kept for a function: a day of scaling, and no disk full of small files."""
-_LAST_WORDS_BYTES = 16 * 1024
-_LAST_WORDS = re.compile(r"ERROR|infless-watchdog:|was sent SIG")
-_AFTERWORDS = re.compile(r"Shutting down: Master|Reason: |exited with code 3\.")
-"""What gunicorn adds to a reason that was told before (3: the worker itself gave up, having said why)."""
-_STAMP = re.compile(r"^\[[^]]*\] \[\d+\] \[[A-Z]+\] ")
+LOG = logging.getLogger("infless.process")
 
 
-def pick_cores(cpus: Sequence[int], taken: Counter[int], count: int) -> tuple[int, ...]:
-    """The `count` CPUs with the fewest instances on them, lowest number first."""
-    ranked = sorted(cpus, key=lambda cpu: (taken[cpu], cpu))
+def pick_cores(cpus: Sequence[int], taken: Counter[int], count: int, held: Sequence[int] = ()) -> tuple[int, ...]:
+    """The `count` CPUs for an instance: first those that it holds, then those with the fewest others on them.
+
+    Args:
+        cpus: what there is.
+        taken: how many other instances are on each.
+        count: how many it gets.
+        held: those that it has now.
+    """
+    ranked = sorted(cpus, key=lambda cpu: (cpu not in held, taken[cpu], cpu))
     return tuple(sorted(ranked[:count]))
 
 
@@ -41,161 +51,288 @@ class ProcessBackend:
     """Each instance is `python -m infless_watchdog` on its bundle, in a session of its own.
 
     Its two listening sockets are bound here and handed over, so no port can be lost between choosing and binding.
+
+    Args:
+        cpus: what instances may use.
+        state_dir: where logs, temporary folders and copies of bundles are kept.
+        bundles_dir: where built functions are found.
+        server: what to place instances on; None is these CPUs and the machine's memory.
+        command: what runs in a bundle's folder.
     """
 
     name = "process"
 
-    def __init__(self, cpus: Sequence[int], state_dir: Path) -> None:
+    def __init__(
+        self,
+        cpus: Sequence[int],
+        state_dir: Path,
+        bundles_dir: Path,
+        *,
+        server: Server | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "infless_watchdog"),
+    ) -> None:
+        self.servers: tuple[Server, ...] = () if server is None else (server,)
+        self.on_event: Callable[[str], None] = lambda _: None
         self._cpus = tuple(cpus)
-        self._logs = state_dir / "logs"
-        self._scratch = state_dir / "tmp"
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._processes: dict[str, procfs.Identity] = {}
-        self._cores: dict[str, tuple[int, ...]] = {}
+        self._command = tuple(command)
+        home = Path(os.path.realpath(state_dir))  # processes are found again by this name
+        self._logs, self._scratch, self._kept = home / "logs", home / "tmp", home / "bundles"
+        self._bundles_dir = bundles_dir
+        self._instances: dict[str, ProcessInstance] = {}
+        self._prefix = f"infless-{hashlib.sha256(os.fsencode(home)).hexdigest()[:12]}-"
+        self._place: cgroups.Place | None = None
+        self._placed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._burials: set[asyncio.Future[None]] = set()
 
-    def start(self, launch: Launch) -> Address:
-        """Fork the watchdog; see `Backend.start`."""
-        taken = Counter(cpu for cores in self._cores.values() for cpu in cores)
-        cores = pick_cores(self._cpus, taken, launch.configuration.cpu_cores)
-        scratch = self._scratch / launch.id
+    async def open(self) -> None:
+        """See `Backend.open`; without it nothing is watched, and `forget` and `sweep` wait for what they end."""
+        if not self._cpus:
+            raise BackendError("there is no CPU that instances may use")
+        if not self.servers:
+            memory_bytes = psutil.virtual_memory().total
+            self.servers = (Server(id="local", cpu_cores=len(self._cpus), memory_bytes=memory_bytes),)
+        self._limits()
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="bury")
+        for id_, instance in self._instances.items():
+            self._watch(id_, instance)
+
+    async def close(self) -> None:
+        """See `Backend.close`; what is being cleared up is waited for."""
+        for instance in self._instances.values():
+            self._unwatch(instance)
+        if self._burials:
+            await asyncio.wait(self._burials, timeout=2 * END_S)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+        self._loop = self._threads = None
+
+    def _watch(self, id_: str, instance: ProcessInstance) -> None:
+        """Be told of its end at once; where this cannot be, whoever polls `see` learns of it later."""
+        if self._loop is None or instance.watched is not None:
+            return
+        instance.watched = procfs.watch(instance.identity.pid)
+        if instance.watched is not None:
+            self._loop.add_reader(instance.watched, self._ended, id_, instance)
+        elif not instance.runs:
+            self._loop.call_soon(self.on_event, id_)
+
+    def _ended(self, id_: str, instance: ProcessInstance) -> None:
+        self._unwatch(instance)
+        self.on_event(id_)
+
+    def _unwatch(self, instance: ProcessInstance) -> None:
+        if self._loop is not None and instance.watched is not None:
+            self._loop.remove_reader(instance.watched)
+            os.close(instance.watched)
+            instance.watched = None
+
+    # what a deployment runs ------------------------------------------------------------------------------------------
+
+    def prepare(self, spec: FunctionSpec) -> Artifact:
+        """See `Backend.prepare`."""
+        digest, kept = bundles.keep_copy(bundles.find_bundle(self._bundles_dir, spec.name, spec.image), self._kept)
+        return Artifact(reference=str(kept), digest=digest)
+
+    def tidy(self, used: AbstractSet[str]) -> None:
+        """See `Backend.tidy`."""
+        bundles.sweep(self._kept, used)
+
+    def curve(self, order: CurveOrder) -> str:
+        """See `Backend.curve`; its temporary folder lies where `sweep` finds it after a crash."""
+        bundle = _bundle(order.artifact)
         try:
-            scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._prune_logs(launch.function)
-            with socket.create_server(("127.0.0.1", 0)) as requests, socket.create_server(("127.0.0.1", 0)) as metrics:
-                child = self._fork(launch, (requests.fileno(), metrics.fileno()), scratch)
-                port, metrics_port = requests.getsockname()[1], metrics.getsockname()[1]
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise BackendError(f"instance {launch.id} could not be started: {error}") from error
-        self._children[launch.id] = child
-        identity = procfs.identify(child.pid)
-        if identity is not None:  # else it has ended already, which `alive` will say
-            # Before it has any thread: everything it starts inherits the cores.
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(child.pid, cores)
-            self._processes[launch.id] = identity
-        self._cores[launch.id] = cores
-        return Address(
-            host="127.0.0.1",
-            port=port,
-            metrics_port=metrics_port,
-            handle={"pid": child.pid, "started": identity.started if identity else "", "cores": list(cores)},
+            self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+            made = tempfile.TemporaryDirectory(prefix="profile-", dir=self._scratch, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise BackendError(f"no temporary folder can be made: {_told(error)}") from error
+        with made as folder:
+            environment = {**order.environment, "TMPDIR": folder}
+            cpus = self._cpus[-order.cpu_cores :]
+            return run_curve(bundle, environment, order.batches, cpus, order.budget_s, order.cancelled)
+
+    # starting --------------------------------------------------------------------------------------------------------
+
+    def start(self, launch: Launch) -> None:
+        """Fork the watchdog; see `Backend.start`."""
+        cores = pick_cores(self._cpus, self._taken(), launch.configuration.cpu_cores)
+        folder, group = self._scratch / launch.id, None
+        try:
+            _bundle(launch.artifact)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            group = self._group(launch)
+            with socket.create_server((HOST, 0)) as requests, socket.create_server((HOST, 0)) as metrics:
+                child = self._fork(launch, (requests.fileno(), metrics.fileno()), folder, group)
+                ports = requests.getsockname()[1], metrics.getsockname()[1]
+        except (OSError, ValueError, subprocess.SubprocessError, BackendError) as error:
+            self._clear_up(Remains(group=group, folder=folder))
+            raise BackendError(f"instance {launch.id} could not be started: {_told(error)}") from error
+        with contextlib.suppress(OSError):  # long before it has any thread: everything it starts inherits the cores
+            os.sched_setaffinity(child.pid, cores)
+        instance = ProcessInstance(
+            identity=procfs.identify(child.pid) or procfs.Identity(pid=child.pid, started=""),
+            port=ports[0],
+            metrics_port=ports[1],
+            cores=cores,
+            memory_bytes=launch.memory_bytes,
+            group=group,
+            child=child,
         )
+        self._instances[launch.id] = instance
+        self._watch(launch.id, instance)
 
-    def _fork(self, launch: Launch, fds: tuple[int, int], scratch: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "infless_watchdog"],
-            env=self._environment(launch, fds, scratch),
-            cwd=launch.bundle,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=fds,
-        )
+    def _taken(self) -> Counter[int]:
+        return Counter(cpu for instance in self._instances.values() for cpu in instance.cores)
 
-    def _environment(self, launch: Launch, fds: tuple[int, int], scratch: Path) -> dict[str, str]:
-        return {
-            **child_environment(launch.bundle, launch.environment),
-            "TMPDIR": str(scratch),
-            "PYTHONUNBUFFERED": "1",  # what a handler prints is in the log at once, not after eight kilobytes
-            "OPENFAAS_NAME": launch.function.partition(".")[0],
-            "OPENFAAS_NAMESPACE": launch.function.partition(".")[2],
-            "function_name": launch.function.partition(".")[0],
-            "listen_fds": f"{fds[0]},{fds[1]}",
-            "log_file": str(self.log_path(launch.id, launch.function)),
-            "batch_max": str(launch.configuration.batch),
-            "cpu_cores": str(launch.configuration.cpu_cores),
-            "latency_target": f"{launch.latency_target_s:g}s",
-            # The provider stops sending before it asks an instance to end: no load balancer has to notice.
-            "healthcheck_interval": "0s",
-        }
+    def _group(self, launch: Launch) -> Path | None:
+        place = self._limits() if launch.memory_bytes else None
+        return None if place is None else cgroups.make(place, self._prefix + launch.id, launch.memory_bytes)
 
-    def log_path(self, id_: str, function: str) -> Path:
-        """The instance's log file."""
-        return self._logs / function / f"{id_}.log"
+    def _limits(self) -> cgroups.Place | None:
+        """Where instances with a memory limit get a cgroup; found out once."""
+        if not self._placed:
+            self._place, self._placed = cgroups.find(f"{self._prefix}trial-{os.getpid()}"), True
+            if self._place is not None:
+                LOG.info("memory limits: cgroups (v%d) below %s", self._place.version, self._place.path)
+            else:
+                LOG.info("memory limits: RLIMIT_DATA for each process, as no cgroup can be made here")
+        return self._place
 
-    def _prune_logs(self, function: str) -> None:
-        """Remove the oldest logs of instances that have ended; a running one keeps its log open for ever."""
-        ended = [path for path in (self._logs / function).glob("*.log") if path.stem not in self._cores]
-        ended.sort(key=lambda path: path.stat().st_mtime)
-        for path in ended[:-LOGS_KEPT]:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".log.1").unlink(missing_ok=True)
+    def _fork(self, launch: Launch, fds: tuple[int, int], folder: Path, group: Path | None) -> subprocess.Popen[bytes]:
+        log = process_logs.log_path(self._logs, launch.id, launch.function)
+        process_logs.prune(log.parent, self._instances)
+        files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        output = process_logs.open_log(log)
+        try:
+            return subprocess.Popen(
+                command_line(self._command, group, launch.memory_bytes, files_max),
+                env=environment(launch, fds, folder, log),
+                cwd=launch.artifact,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=fds,
+            )
+        finally:
+            os.close(output)
 
-    def adopt(self, id_: str, address: Address) -> bool:
+    def adopt(self, id_: str, function: str, handle: Mapping[str, Any]) -> bool:  # noqa: ARG002 - the handle has it all
         """See `Backend.adopt`. A reused process id is told apart by its start time."""
-        identity = procfs.Identity(pid=address.handle.get("pid", 0), started=address.handle.get("started", ""))
-        if not procfs.runs(identity):
+        instance = from_handle(handle, self._prefix + id_)
+        if instance is None or not instance.runs:
             return False
-        self._processes[id_] = identity
-        self._cores[id_] = tuple(address.handle.get("cores", ()))
+        self._instances[id_] = instance
+        self._watch(id_, instance)
         return True
 
-    def alive(self, id_: str) -> bool:
-        """See `Backend.alive`; also reaps children that have ended."""
-        child = self._children.get(id_)
-        if child is not None:
-            return child.poll() is None
-        identity = self._processes.get(id_)
-        return identity is not None and procfs.runs(identity)
+    # watching --------------------------------------------------------------------------------------------------------
+
+    def see(self, id_: str) -> Sight:
+        """See `Backend.see`; also reaps children that have ended."""
+        instance = self._instances.get(id_)
+        if instance is None:
+            return Sight(stage=Stage.ENDED)
+        why = instance.starved
+        if why:  # cgroup v1 kills one process of it; what is left would not serve, or be killed again and again
+            self.kill(id_)
+        if not instance.runs:
+            return Sight(stage=Stage.ENDED, why=why)
+        return Sight(stage=Stage.RUNNING, address=instance.address)
 
     def last_words(self, id_: str, function: str) -> str:
-        """See `Backend.last_words`."""
-        try:
-            with self.log_path(id_, function).open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - _LAST_WORDS_BYTES))
-                lines = file.read().decode(errors="replace").splitlines()[-50:]
-        except OSError:
-            return ""
-        told = [line.partition(" ")[2] for line in lines if not _AFTERWORDS.search(line)]
-        return next((_STAMP.sub("", line) for line in reversed(told) if _LAST_WORDS.search(line)), "")
+        """See `Backend.last_words`; how it ended, when its log says nothing."""
+        words = process_logs.last_words(process_logs.log_path(self._logs, id_, function))
+        instance = self._instances.get(id_)
+        return words or (instance.how_ended if instance is not None else "")
+
+    def usage(self, ids: Sequence[str]) -> list[Usage]:
+        """See `Backend.usage`; cpu as the mean since it started."""
+        running = {id_: instance for id_ in ids if (instance := self._instances.get(id_)) and instance.runs}
+        used = dict(zip(running, procfs.consumption([one.identity for one in running.values()]), strict=True))
+        nothing = procfs.Consumption()
+        return [
+            Usage(cpu_millicores=1000 * has.cpu_share, memory_bytes=has.memory_bytes)
+            for has in (used.get(id_, nothing) for id_ in ids)
+        ]
+
+    # changing and ending ---------------------------------------------------------------------------------------------
+
+    def resize(self, id_: str, configuration: Configuration) -> None:
+        """See `Backend.resize`: all its threads move to the cores that it has now."""
+        instance = self._instances.get(id_)
+        if instance is not None:
+            others = self._taken() - Counter(instance.cores)
+            instance.cores = pick_cores(self._cpus, others, configuration.cpu_cores, instance.cores)
+            procfs.pin(instance.identity.pid, instance.cores)
 
     def terminate(self, id_: str) -> None:
         """SIGTERM to the supervisor, which lets its worker drain."""
-        if self.alive(id_) and (identity := self._processes.get(id_)) is not None:
+        instance = self._instances.get(id_)
+        if instance is not None and instance.runs:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(identity.pid, signal.SIGTERM)
+                os.kill(instance.identity.pid, signal.SIGTERM)
 
     def kill(self, id_: str) -> None:
         """SIGKILL to the whole session, also when its leader has ended before the others."""
-        identity = self._processes.get(id_)
-        if identity is not None:
-            procfs.kill_group(identity)
-        child = self._children.get(id_)
-        if child is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=1)
+        instance = self._instances.get(id_)
+        if instance is not None:
+            instance.killed = True
+            procfs.end(instance.identity)
 
     def forget(self, id_: str) -> None:
         """See `Backend.forget`."""
-        self.kill(id_)
-        self._children.pop(id_, None)
-        self._processes.pop(id_, None)
-        self._cores.pop(id_, None)
-        shutil.rmtree(self._scratch / id_, ignore_errors=True)
+        instance = self._instances.pop(id_, None)
+        folder = self._scratch / id_
+        if instance is None:
+            self._bury_strays({id_} if folder.exists() else set())
+            return
+        self._unwatch(instance)
+        self._clear_up(
+            Remains(leaders=(instance.identity,), child=instance.child, group=instance.group, folder=folder)
+        )  # fmt: skip
 
     def sweep(self, known: AbstractSet[str]) -> None:
         """See `Backend.sweep`: an instance's temporary folder exists before the instance does, and names it."""
-        if not self._scratch.is_dir():
-            return
-        left = {str(folder): folder for folder in self._scratch.iterdir() if folder.name not in known}
-        for identity, place in procfs.by_variable("TMPDIR") if left else ():
-            if place in left:
-                procfs.kill_group(identity)
-        for folder in left.values():
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._bury_strays({folder.name for folder in self._scratch.iterdir()} - known)
+        place = self._limits()
+        for group in cgroups.strays(place, self._prefix) if place is not None else ():
+            id_ = group.name.removeprefix(self._prefix)
+            if id_ not in known:
+                self._clear_up(Remains(group=group, folder=self._scratch / id_))
 
-    def usage(self, id_: str) -> Usage:
-        """See `Backend.usage`; cpu as the mean since it started."""
-        identity = self._processes.get(id_)
-        cpu_s, memory_bytes = 0.0, 0
-        if identity is None or not self.alive(id_):
-            return Usage(cpu_millicores=0.0, memory_bytes=0)
-        with contextlib.suppress(psutil.Error):
-            leader = psutil.Process(identity.pid)
-            for member in [leader, *leader.children(recursive=True)]:
-                cpu_s += sum(member.cpu_times()[:2])
-                memory_bytes += member.memory_info().rss
-        return Usage(cpu_millicores=1000 * cpu_s / max(0.1, procfs.age_s(identity)), memory_bytes=memory_bytes)
+    def _bury_strays(self, ids: AbstractSet[str]) -> None:
+        """End processes that name one of these temporary folders as theirs, and remove the folders."""
+        folders = {str(self._scratch / id_): self._scratch / id_ for id_ in ids}
+        found: dict[str, list[procfs.Identity]] = {place: [] for place in folders}
+        for identity, place in procfs.by_variable("TMPDIR") if folders else ():
+            if place in found:
+                found[place].append(identity)
+        for place, leaders in found.items():
+            self._clear_up(Remains(leaders=tuple(leaders), folder=folders[place]))
+
+    def _clear_up(self, remains: Remains) -> None:
+        """End and remove in a thread: what is killed takes its time to be gone."""
+        if self._loop is None:
+            bury(remains)
+            return
+        burial = self._loop.run_in_executor(self._threads, bury, remains)
+        self._burials.add(burial)
+        burial.add_done_callback(self._burials.discard)
+
+
+def _bundle(artifact: str) -> Path:
+    bundle = Path(artifact)
+    if not bundle.is_dir():
+        raise BackendError(f"its bundle {bundle} is gone; deploy the function again")
+    return bundle
+
+
+def _told(error: Exception) -> str:
+    """The sentence of an error; of an OSError without its number."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -1,0 +1,79 @@
+"""How a local process is started: the command that sets its limits, and its environment. Pure functions."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from infless_profiler.measure import child_environment
+from infless_provider.backends.base import Launch
+
+_LAUNCHER = """
+umask 077
+ulimit -c 0
+ulimit -S -n "$3"
+[ -z "$1" ] || echo $$ >"$1" || exit 126
+[ -z "$2" ] || ulimit -d "$2" || exit 126
+shift 3
+exec "$@"
+"""
+"""Sets limits on itself and then becomes the instance, so that they hold before its first line runs and for all that
+it starts. We could set them from outside after the fork, but then memory that it takes in between is not counted, and a
+`preexec_fn` may deadlock beside threads. Arguments: file of a cgroup to join, or empty; KiB of data, or empty; open
+files; the command."""
+
+
+def command_line(command: Sequence[str], group: Path | None, memory_bytes: int, files_max: int) -> list[str]:
+    """A command that limits itself before it runs another.
+
+    `RLIMIT_DATA` is what is left without a cgroup: it holds for each process by itself, and counts what is reserved for
+    writing (a thread's stack of 8 MiB, say) whether it is used or not. `RLIMIT_AS` would count mapped files, too.
+
+    Args:
+        command: what to run.
+        group: the cgroup to join, which limits memory; None limits each process's data instead.
+        memory_bytes: the limit; 0 is none.
+        files_max: how many files it may have open at once; `resource.RLIM_INFINITY` is no limit.
+    """
+    data_kib = str(memory_bytes // 1024) if memory_bytes and group is None else ""
+    join = "" if group is None else str(group / "cgroup.procs")
+    files = "unlimited" if files_max == resource.RLIM_INFINITY else str(files_max)
+    return ["/bin/sh", "-c", _LAUNCHER, "sh", join, data_kib, files, *command]
+
+
+def environment(launch: Launch, fds: tuple[int, int], folder: Path, log: Path) -> dict[str, str]:
+    """The variables of an instance: the function's own, and its settings, which win.
+
+    Args:
+        launch: what is started.
+        fds: its listening sockets, for requests and for metrics.
+        folder: its temporary folder.
+        log: its log file.
+    """
+    given = launch.configuration
+    name, _, namespace = launch.function.partition(".")
+    return {
+        **child_environment(Path(launch.artifact), {**_own(launch), "TMPDIR": str(folder)}),
+        "PYTHONUNBUFFERED": "1",  # what a handler prints is in the log at once, not after eight kilobytes
+        "OPENFAAS_NAME": name,
+        "OPENFAAS_NAMESPACE": namespace,
+        "function_name": name,
+        "listen_fds": f"{fds[0]},{fds[1]}",
+        "log_file": str(log),
+        "batch_max": str(given.batch),
+        "cpu_cores": str(given.cpu_cores),
+        "latency_target": f"{launch.latency_target_s:g}s",
+        # The provider stops sending before it asks an instance to end: no load balancer has to notice.
+        "healthcheck_interval": "0s",
+    }
+
+
+def _own(launch: Launch) -> Mapping[str, str]:
+    own = dict(launch.environment)
+    if launch.gpu is not None:
+        own.setdefault("model_device", "cuda")  # the function may prefer another
+        own |= {"CUDA_VISIBLE_DEVICES": launch.gpu, "gpu_percent": str(launch.configuration.gpu_percent)}
+    if launch.secrets is not None:
+        own["secret_mount_path"] = str(launch.secrets)  # OpenFaaS's name for where secrets are
+    return own

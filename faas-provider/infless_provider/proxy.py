@@ -1,193 +1,218 @@
-"""The invocation path: admission, dispatch, the instance's answer back to the client. asyncio end to end."""
+"""The invocation path: who may ask, how many at once, and what is counted. asyncio end to end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import time
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from infless_core.clock import Clock
+from infless_provider import auth, forwarding
 from infless_provider.controller import Controller
-from infless_provider.functions import FunctionState, Instance
+from infless_provider.dispatching import Asked, Dispatch, Patience, Sent, Unanswered, let_go, unanswered
+from infless_provider.forwarding import INTERNAL, RETRY, CallIds, Header, Passage, passage_of
+from infless_provider.functions import FunctionState
+from infless_provider.invocation import LEFT, Invocation
 from infless_provider.metrics import Metrics
-from infless_provider.settings import NAMESPACE, Settings
-from infless_provider.upstream import NotSent, Reply, TimedOut, UpstreamError
-from infless_provider.wire import split_name
+from infless_provider.settings import Settings
+from infless_provider.upstream import UpstreamError
 
 if TYPE_CHECKING:
-    from infless_watchdog.http import Exchange, Header
-
-_HOP_BY_HOP = frozenset({
-    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
-    b"transfer-encoding", b"upgrade", b"proxy-connection", b"expect",
-})  # fmt: skip
-"""RFC 9110, section 7.6.1: for one connection only."""
-_TRACE = frozenset({b"x-call-id", b"x-start-time"})
-_NOT_PASSED_BACK = _HOP_BY_HOP | _TRACE | {b"x-duration-seconds"}
-_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
-TRIES = 3
-"""Instances that are tried while nothing was sent: enough to pass two that died since the last look."""
-_INTERNAL = (b"x-openfaas-internal", b"proxy")
-
+    from infless_watchdog.http import Exchange
 
 LOG = logging.getLogger("infless.proxy")
+_ALLOW: Header = (b"allow", ", ".join(forwarding.METHODS).encode())
+_TEXT: Header = (b"content-type", b"text/plain; charset=utf-8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The end of an invocation that the provider made itself."""
+
+    status: int
+    """Of the answer; 502, 503 or 504, with `x-openfaas-internal: proxy`, when there was none."""
+    headers: tuple[Header, ...]
+    """Names in lower case."""
+    body: bytes
+    took_s: float
 
 
 class Proxy:
     """Answers `/function/NAME[/PATH]` (OpenFaaS provider protocol)."""
 
     def __init__(self, controller: Controller, metrics: Metrics, settings: Settings, clock: Clock) -> None:
-        self._controller = controller
+        self.clock = clock
+        self.dispatch = Dispatch(controller, clock, settings.waiting_max)
+        self.in_flight = 0
+        """Invocations under way, of all functions."""
+        self._functions = controller.functions
         self._metrics = metrics
         self._settings = settings
-        self._clock = clock
+        self._call_ids = CallIds(os.urandom(16))
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, exchange: Exchange) -> None:
         """Take a request whose path begins with `/function/`."""
-        name, _, rest = exchange.path.removeprefix("/function/").partition("/")
-        function = self._controller.functions.get(f"{split_name(name, NAMESPACE)}.{NAMESPACE}")
+        head = exchange.head
+        passage = head.memo
+        if passage is None:
+            passage = head.memo = passage_of(head)
+        function = self._functions.get(passage.key)
         if function is None:
-            exchange.text(404, f"function {name!r} does not exist", [_INTERNAL])
-        elif exchange.method not in _METHODS:
-            exchange.text(405, f"{exchange.method} is not allowed; use {', '.join(sorted(_METHODS))}", [_INTERNAL])
+            exchange.text(404, f"function {passage.name!r} does not exist", [INTERNAL])
+        elif passage.method not in forwarding.METHODS:
+            allowed = ", ".join(forwarding.METHODS)
+            exchange.text(405, f"{passage.method} is not allowed; use {allowed}", [_ALLOW, INTERNAL])
+        elif function.tokens and not auth.bears(passage.bearer, function.tokens):
+            sentence = f"{function.key} wants a token: send it as Authorization: Bearer TOKEN"
+            exchange.text(401, sentence, [(b"www-authenticate", b"Bearer"), INTERNAL])
+        elif passage.fault:
+            exchange.text(400, passage.fault, [INTERNAL])
         else:
-            task = asyncio.ensure_future(self._invoke(exchange, function, f"/{rest}"))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            exchange.on_gone = task.cancel
+            self._admit(exchange, function, passage)
 
-    async def _invoke(self, exchange: Exchange, function: FunctionState, path: str) -> None:
-        started_s = self._clock.now_s()
+    def _admit(self, exchange: Exchange, function: FunctionState, passage: Passage) -> None:
+        invocation = Invocation(self, exchange, function, passage)
+        started_s = self.begun(function)
+        if (sentence := self._full()) is not None:
+            exchange.text(503, sentence, [RETRY, INTERNAL])
+            self.ended(function, 503, started_s)
+        else:
+            invocation.begin(started_s, min(passage.timeout_s, self._settings.invoke_timeout_s))
+
+    async def call(
+        self,
+        function: FunctionState,
+        method: str,
+        target: str,
+        headers: Sequence[Header],
+        body: bytes,
+        *,
+        timeout_s: float,
+    ) -> Outcome:
+        """Make one invocation, from the provider itself; counted and dispatched as a client's is.
+
+        Args:
+            function: whom to ask.
+            method: in capitals.
+            target: path and query as the function sees them.
+            headers: of the request, names in lower case; a call id and a start time are added where they are missing.
+            body: whole.
+            timeout_s: for everything, cold start included.
+
+        Returns:
+            The function's answer, or what a client would have been told; no failure of a function raises.
+        """
+        started_s = self.begun(function)
+        passed = forwarding.end_to_end(headers)
+        if function.tokens:
+            passed = [header for header in passed if header[0] != b"authorization"]
+        given = dict(headers)
+        passed += [(name, given.get(name, value)) for name, value in self.trace(given.get(b"x-call-id"))]
+        asked = Asked(method=method, target=target, headers=passed, body=bytes(body))
+        status = LEFT
+        try:
+            outcome = await self._called(function, asked, started_s, timeout_s)
+            status = outcome.status
+        except Unanswered as failure:
+            status = failure.status
+            outcome = self._told(status, str(failure), failure.headers, started_s)
+        except Exception:
+            LOG.exception("invoking %s failed", function.key)
+            status = 500
+            outcome = self._told(status, f"invoking {function.key} failed inside the provider", (), started_s)
+        finally:
+            self.ended(function, status, started_s)
+        return outcome
+
+    def _told(self, status: int, sentence: str, headers: tuple[Header, ...], started_s: float) -> Outcome:
+        took_s = self.clock.now_s() - started_s
+        return Outcome(
+            status=status, headers=(_TEXT, INTERNAL, *headers), body=f"{sentence}\n".encode(), took_s=took_s
+        )  # fmt: skip
+
+    async def _called(self, function: FunctionState, asked: Asked, started_s: float, timeout_s: float) -> Outcome:
+        if (sentence := self._full()) is not None:
+            raise Unanswered(503, sentence, (RETRY,))
+        patience = Patience(timeout_s=timeout_s, ends_s=started_s + timeout_s, streams=False)
+        sent = await self.dispatch.send(function, asked, patience)
+        try:
+            body = await self._whole_body(function, sent)
+        finally:
+            sent.reply.close()
+            let_go(sent)
+        headers = tuple(forwarding.answer_headers(sent.reply.headers))
+        took_s = self.clock.now_s() - started_s
+        return Outcome(status=sent.reply.status, headers=headers, body=body, took_s=took_s)
+
+    async def _whole_body(self, function: FunctionState, sent: Sent) -> bytes:
+        if sent.reply.complete and len(sent.reply.body) <= self._settings.body_max_bytes:
+            return sent.reply.body
+        pieces, size_bytes = [], 0
+        try:
+            async for piece in sent.reply.chunks():
+                pieces.append(piece)
+                size_bytes += len(piece)
+                if size_bytes > self._settings.body_max_bytes:
+                    most_bytes = self._settings.body_max_bytes
+                    raise Unanswered(502, f"the answer of {function.key} is larger than {most_bytes} bytes")
+        except UpstreamError as error:
+            raise unanswered(function, error) from error
+        return b"".join(pieces)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it in a task that is kept until it ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def trace(self, call_id: bytes | None) -> list[Header]:
+        """What OpenFaaS's gateway tells the function and the client of a call.
+
+        Args:
+            call_id: the client's own; None makes one.
+        """
+        start_ns = int(self.clock.wall_s() * 1e9)
+        return [(b"x-call-id", call_id or self._call_ids.next()), (b"x-start-time", b"%d" % start_ns)]
+
+    # counting --------------------------------------------------------------------------------------------------------
+
+    def _full(self) -> str | None:
+        """Why one more cannot be taken on. What queues without bound answers nobody in time."""
+        most = self._settings.streams_max
+        return f"{most} invocations are under way already; try again" if self.in_flight > most else None
+
+    def begun(self, function: FunctionState) -> float:
+        """An invocation begins.
+
+        Returns:
+            When.
+        """
+        now_s = self.clock.now_s()
+        self.in_flight += 1
         function.arrived += 1
         function.invocations += 1
         function.in_flight += 1
-        function.wanted_at_s = started_s
+        function.wanted_at_s = now_s
         self._metrics.started(function.key)
-        call_id = exchange.header(b"x-call-id") or os.urandom(16).hex().encode()
-        trace = [(b"x-call-id", call_id), (b"x-start-time", str(time.time_ns()).encode())]
-        try:
-            await self._forward(exchange, function, path, trace, started_s)
-        except asyncio.CancelledError:
-            exchange.status = 499  # nginx's number for a client that left; nobody is there to read it
-        except Exception:
-            LOG.exception("invoking %s failed", function.key)
-            if exchange.status:
-                exchange.abort()
-            else:
-                exchange.text(500, f"invoking {function.key} failed inside the provider", [*trace, _INTERNAL])
-        finally:
-            function.in_flight -= 1
-            function.wanted_at_s = self._clock.now_s()
-            took_s = function.wanted_at_s - started_s
-            self._metrics.answered(function.key, exchange.status, took_s, function.wishes.latency_target_s)
+        return now_s
 
-    async def _forward(
-        self, exchange: Exchange, function: FunctionState, path: str, trace: list[Header], started_s: float
-    ) -> None:
-        headers = _request_headers(exchange, trace)
-        target = f"{path}?{exchange.query}" if exchange.query else path
-        ends_s = started_s + self._settings.invoke_timeout_s
-        refused: set[str] = set()
-        for _ in range(TRIES):
-            instance = await self._instance(function, refused, ends_s)
-            if instance is None:
-                break
-            instance.in_flight += 1
-            try:
-                sent_s = self._clock.now_s()
-                reply = await instance.upstream.request(
-                    exchange.method, target, headers, bytes(exchange.body), timeout_s=max(0.001, ends_s - sent_s)
-                )
-                await self._answer(exchange, reply, trace, started_s)
-            except NotSent:
-                # Safe to try elsewhere: the instance has seen nothing. One that has died is taken out at once.
-                self._controller.fleet.check(instance)
-                if instance.id in function.instances:
-                    refused.add(instance.id)
-                continue
-            except TimedOut:
-                self._fail(exchange, 504, f"{function.key} did not answer in time", trace)
-                return
-            except UpstreamError as error:
-                self._fail(exchange, 502, f"the instance of {function.key} failed while answering: {error}", trace)
-                return
-            finally:
-                instance.in_flight -= 1
-            if instance.in_flight == 0 and not function.profile:
-                function.observe(self._clock.now_s() - sent_s)
-            return
-        why = function.last_failure or "none became ready in time"
-        exchange.text(503, f"No endpoints available for: {function.key}. {why}", [*trace, _INTERNAL])
+    def ended(self, function: FunctionState, status: int, started_s: float, alone_s: float = 0.0) -> None:
+        """An invocation has ended.
 
-    async def _instance(self, function: FunctionState, refused: set[str], ends_s: float) -> Instance | None:
-        """Whose turn it is; waits for a cold start. None when there is none in time."""
-        while True:
-            id_ = function.dispatcher.choose(refused) if refused else function.dispatcher.choose()
-            if id_ is not None:
-                instance = function.instances.get(id_)
-                if instance is not None:
-                    return instance
-                function.reweigh()
-                continue
-            if refused or self._controller.functions.get(function.key) is not function:
-                return None
-            if not function.current():
-                if self._clock.now_s() < function.retry_at_s:
-                    return None
-                # Scale from zero: requests that arrive together share one start.
-                if not self._controller.fleet.start(function, function.spare(), "a request came and no instance ran"):
-                    return None
-            waiter = asyncio.get_running_loop().create_future()
-            function.waiters.append(waiter)
-            try:
-                await asyncio.wait_for(waiter, max(0.0, ends_s - self._clock.now_s()))
-            except TimeoutError:
-                return None
-
-    async def _answer(self, exchange: Exchange, reply: Reply, trace: list[Header], started_s: float) -> None:
-        took = f"{self._clock.now_s() - started_s:.6f}".encode()
-        headers = [(name, value) for name, value in reply.headers if name not in _NOT_PASSED_BACK]
-        headers += [*trace, (b"x-duration-seconds", took)]
-        if reply.complete:
-            fallback = exchange.header(b"content-type") or b"text/plain"
-            content_type = next((value for name, value in headers if name == b"content-type"), fallback)
-            rest = [h for h in headers if h[0] not in (b"content-type", b"content-length")]
-            if exchange.method == "HEAD":
-                exchange.begin(reply.status, headers)
-                exchange.end()
-            else:
-                exchange.respond(reply.status, reply.body, content_type, rest)
-            return
-        try:
-            exchange.begin(reply.status, headers)
-            async for chunk in reply.chunks():
-                exchange.write(chunk)
-                await exchange.writable()
-            exchange.end()
-        finally:
-            reply.close()
-
-    @staticmethod
-    def _fail(exchange: Exchange, status: int, sentence: str, trace: list[Header]) -> None:
-        """A clear error while nothing was sent; a cut connection once half an answer is out."""
-        if exchange.status:
-            exchange.abort()
-        else:
-            exchange.text(status, sentence, [*trace, _INTERNAL])
-
-
-def _request_headers(exchange: Exchange, trace: list[Header]) -> list[Header]:
-    dropped = _HOP_BY_HOP | _TRACE | {b"content-length"}
-    named = exchange.header(b"connection")
-    if named is not None:
-        dropped |= {token.strip().lower() for token in named.split(b",")}
-    headers = [(name, value) for name, value in exchange.headers if name not in dropped]
-    have = {name for name, _ in headers}
-    if b"x-forwarded-host" not in have and (host := exchange.header(b"host")) is not None:
-        headers.append((b"x-forwarded-host", host))
-    if b"x-forwarded-for" not in have:
-        headers.append((b"x-forwarded-for", exchange.peer.encode()))
-    return headers + trace
+        Args:
+            function: whose it was.
+            status: of its answer; 499 when nobody was there to take one.
+            started_s: as `begun` said.
+            alone_s: how long it took its instance, if it was alone there; 0 when nobody knows.
+        """
+        self.in_flight -= 1
+        function.in_flight -= 1
+        now_s = function.wanted_at_s = self.clock.now_s()
+        if alone_s and not function.profile:
+            function.observe(alone_s)
+        self._metrics.answered(function.key, status, now_s - started_s, function.wishes.latency_target_s)

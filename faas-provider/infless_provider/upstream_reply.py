@@ -173,8 +173,9 @@ class Reply:
 
     def wake(self) -> None:
         """Something has changed."""
-        if self._told is not None and (self.status or self._failure is not None):
-            self._told, told = None, self._told
+        told = self._told
+        if told is not None and (self.status or self._failure is not None):
+            self._told = None
             told(self)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -76,8 +76,9 @@ class BodyStream:
     async def _more(self) -> None:
         if self._waiter is not None:
             raise RuntimeError("a body has one reader")
-        if self.on_wanted is not None:
-            self.on_wanted, wanted = None, self.on_wanted
+        wanted = self.on_wanted
+        if wanted is not None:
+            self.on_wanted = None
             wanted()
         self._waiter = asyncio.get_running_loop().create_future()
         try:

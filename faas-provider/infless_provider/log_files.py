@@ -1,7 +1,8 @@
 """Log files of instances: lines of the past, found from the files' ends, and new ones as they are written.
 
 An instance writes `<instance>.log`, each line `RFC3339 text`; a file that is full becomes `<instance>.log.1` and a new
-one begins. Everything here blocks: it is called in threads.
+one begins. Everything here blocks, and is called in threads; what is missing is empty, other faults of the disk and a
+lack of file descriptors are `OSError`.
 """
 
 from __future__ import annotations
@@ -265,7 +266,7 @@ def instances_of(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name[:-4] for entry in entries if entry.name.endswith(".log"))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -293,7 +294,7 @@ def line_end(file: FileIO, size: int) -> int:
 def _open(path: Path) -> FileIO | None:
     try:
         return FileIO(path)
-    except OSError:  # not there, or not ours to read
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
 
 
@@ -301,7 +302,7 @@ def _inode(path: Path) -> int:
     """0 when there is no such file."""
     try:
         return path.stat().st_ino
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0
 
 

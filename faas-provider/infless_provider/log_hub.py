@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -146,12 +146,16 @@ class LogHub:
             channel.followers.discard(follower)
 
     async def _send_past(self, exchange: Exchange, query: LogQuery, until: dict[str, Position] | None) -> None:
-        # When this is cancelled while a thread reads, the generator closes its files as that thread drops it.
-        chunks = past_chunks(self._logs_dir / query.key, query, until)
-        loop = asyncio.get_running_loop()
-        while data := await loop.run_in_executor(self._past_threads, next, chunks, b""):
-            exchange.write(data)
-            await exchange.writable()
+        chunks, loop = past_chunks(self._logs_dir / query.key, query, until), asyncio.get_running_loop()
+        step = loop.run_in_executor(self._past_threads, next, chunks, b"")
+        try:
+            while data := await asyncio.shield(step):
+                exchange.write(data)
+                await exchange.writable()
+                step = loop.run_in_executor(self._past_threads, next, chunks, b"")
+        finally:
+            # When the client leaves, a thread may be reading still: the files are closed after that.
+            step.add_done_callback(lambda _: chunks.close())
 
     # all files -------------------------------------------------------------------------------------------------------
 
@@ -231,7 +235,7 @@ def _look(channels: Sequence[_Channel]) -> None:
             channel.failure = fault
 
 
-def past_chunks(folder: Path, query: LogQuery, until: dict[str, Position] | None) -> Iterator[bytes]:
+def past_chunks(folder: Path, query: LogQuery, until: dict[str, Position] | None) -> Generator[bytes]:
     """A query's past lines as records, some at a time. Blocks.
 
     Args:

@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What is installed beside INFless itself; `make test EXTRAS=cpu,profiler,report,dev,grpc,torch` skips fewer tests.
-EXTRAS ?= cpu,profiler,report,dev
+# What is installed beside INFless itself; `make test EXTRAS=cpu,docker,profiler,report,dev,grpc,torch` skips fewer tests.
+EXTRAS ?= cpu,docker,profiler,report,dev
 STAMP := $(VENV)/.installed-$(EXTRAS)
 # onnxruntime 1.29 and newer reports home unless told not to.
 export ORT_DISABLE_TELEMETRY := 1

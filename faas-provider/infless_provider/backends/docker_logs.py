@@ -1,0 +1,228 @@
+"""A container's output, copied into its instance's log file by a thread: it resumes where an earlier provider ended.
+
+The file is like the one that a watchdog writes for itself (`log_file`): `RFC3339 text` lines, `.1` when it is full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from infless_core.errors import BackendError
+from infless_provider.backends.docker_api import Engine, NoSuch, Stream
+
+MAX_BYTES = 8 * 1024 * 1024
+"""Then the file becomes `.1`, as the watchdog's own does."""
+LINE_MAX = 64 * 1024
+"""A line without an end must not grow for ever: here it is broken. Docker itself cuts lines into pieces of 16 KiB."""
+LINES_AT_ONCE = 500
+_REST_S = 0.1
+"""After so many lines a pump rests so long: a function that floods its log must not take the core from invocations. The
+engine keeps 16 MB for it to catch up."""
+_AGAIN_S = 0.5
+_TAIL_BYTES = 256 * 1024
+_OVERLAP_S = 1.0
+"""Times of two streams are not in order to the nanosecond: so much is read again, and what is there is passed over."""
+_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of a container."""
+
+    stamp: bytes
+    """As Docker writes times, all of one length: in order of bytes is in order of time."""
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Where an earlier pump ended."""
+
+    since: bytes = b""
+    """Lines from there on are read again; empty reads everything."""
+    known: Counter[Line] = field(default_factory=Counter)
+    """What of that is in the file already."""
+
+    @property
+    def since_s(self) -> float:
+        """A little earlier, in seconds since the epoch: as a float it is not exact to the nanosecond."""
+        return datetime.fromisoformat(self.since.decode()).timestamp() - 0.001 if self.since else 0.0
+
+    def is_new(self, line: Line) -> bool:
+        """Whether a line is not in the file; asked once for each."""
+        if line.stamp < self.since:
+            return False
+        if self.known[line] > 0:
+            self.known[line] -= 1
+            return False
+        return True
+
+
+def lines_of(pieces: Iterable[bytes]) -> Iterator[Line]:
+    """Whole lines from what the engine sends: each piece has a time, only a line's last one its end."""
+    stamp, text = b"", b""
+    for piece in pieces:
+        at, _, rest = piece.partition(b" ")
+        if not _STAMP.fullmatch(at):
+            continue  # the engine's own words, about a log that it cannot read
+        if stamp and at != stamp:
+            yield Line(stamp=stamp, text=text)
+            text = b""
+        stamp, text = at, text + rest
+        if text.endswith(b"\n") or len(text) >= LINE_MAX:
+            yield Line(stamp=stamp, text=text.removesuffix(b"\n"))
+            stamp, text = b"", b""
+    if stamp:
+        yield Line(stamp=stamp, text=text)
+
+
+class LogFile:
+    """One instance's file. A full disk loses lines, and stops nobody."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._size = 0
+        self._open()
+
+    def resume(self) -> Resume:
+        """What to read again; drops the half of a line that a crash left at the end."""
+        with self._path.open("r+b") as file:
+            file.truncate(self._size - len(_tail(self._path).rpartition(b"\n")[2]))
+        self._size = self._path.stat().st_size
+        tail = _tail(self._path) or _tail(_rotated(self._path))
+        found = [
+            Line(stamp=stamp, text=text)
+            for stamp, _, text in (
+                raw.partition(b" ") for raw in tail.split(b"\n")[1 if len(tail) == _TAIL_BYTES else 0 :]
+            )
+            if _STAMP.fullmatch(stamp)
+        ]
+        if not found:
+            return Resume()
+        last_s = datetime.fromisoformat(found[-1].stamp.decode()).timestamp()
+        recent = [
+            line for line in found if datetime.fromisoformat(line.stamp.decode()).timestamp() >= last_s - _OVERLAP_S
+        ]
+        return Resume(since=min(line.stamp for line in recent), known=Counter(recent))
+
+    def write(self, line: Line) -> None:
+        """Append a line."""
+        with contextlib.suppress(OSError):
+            self._size += os.write(self._file, b"%s %s\n" % (line.stamp, line.text))
+            if self._size > MAX_BYTES:
+                self._path.replace(_rotated(self._path))
+                os.close(self._file)
+                self._open()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._size = os.fstat(self._file).st_size
+
+
+class LogPump:
+    """The thread of one container, until its output has ended."""
+
+    def __init__(self, engine: Engine, container: str, path: Path) -> None:
+        self._engine, self._container, self._path = engine, container, path
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._stream: Stream | None = None
+        self._thread = threading.Thread(target=self._run, name=f"log-{path.stem}", daemon=True)
+
+    def open(self) -> None:
+        """Begin to copy."""
+        self._thread.start()
+
+    def wait(self, timeout_s: float) -> None:
+        """Until all of a container that has ended is in the file."""
+        self._thread.join(timeout_s)
+
+    @property
+    def ended(self) -> bool:
+        """All is copied, or its container is gone."""
+        return not self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Copy no more; `wait` then waits for the thread."""
+        self._stopped.set()
+        with self._lock:
+            if self._stream is not None:
+                self._stream.close()
+
+    def _run(self) -> None:
+        ended = False
+        while not ended and not self._stopped.is_set():
+            try:
+                # Asked before reading: of a container that had ended by then, what is read is all there will be.
+                ended = not self._engine.inspect(self._container).running
+                self._copy()
+            except NoSuch:
+                return
+            except (BackendError, OSError):
+                ended = False
+                self._stopped.wait(_AGAIN_S)
+
+    def _copy(self) -> None:
+        file = LogFile(self._path)
+        try:
+            resume = file.resume()
+            stream = self._engine.follow(self._container, resume.since_s)
+            with self._lock:
+                self._stream = stream
+            if self._stopped.is_set():
+                return
+            new = (line for line in lines_of(stream) if resume.is_new(line))
+            self._write(file, new)
+        finally:
+            with self._lock:
+                stream_, self._stream = self._stream, None
+            if stream_ is not None:
+                stream_.close()
+            file.close()
+
+    def _write(self, file: LogFile, lines: Iterator[Line]) -> None:
+        count, rested_s = 0, time.monotonic()
+        for line in lines:
+            file.write(line)
+            count += 1
+            if count == LINES_AT_ONCE:
+                count = 0
+                self._stopped.wait(max(0.0, rested_s + _REST_S - time.monotonic()))
+                rested_s = time.monotonic()
+            if self._stopped.is_set():
+                return
+
+
+def last_line(path: Path) -> str:
+    """The newest line of a log that is not empty, without its time."""
+    lines = _tail(path).decode(errors="replace").splitlines()
+    return next((text for line in reversed(lines) if (text := line.partition(" ")[2].strip())), "")
+
+
+def _rotated(path: Path) -> Path:
+    return path.with_name(f"{path.name}.1")
+
+
+def _tail(path: Path) -> bytes:
+    """The end of a file; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            return file.read()
+    except OSError:
+        return b""

@@ -116,6 +116,7 @@ class TestQuery:
         """As in the SDK."""
         query = parse_query("name=a&name=f&tail=5&tail=7&follow=true&follow=false&instance=f-1", NOW_S)
         assert query == LogQuery(key=KEY, since_s=NOW_S - 300, tail=7, instance="f-1")
+        assert parse_query("name=f&tail=5&tail=&follow=true&follow=", NOW_S) == LogQuery(key=KEY, since_s=NOW_S - 300)
 
     @pytest.mark.parametrize(("follow", "expected"), [("1", True), ("T", True), ("True", True), ("0", False), ("no", False), ("", False), ("yes please", False)])  # fmt: skip
     def test_a_follow_that_cannot_be_parsed_is_false(self, follow, expected):

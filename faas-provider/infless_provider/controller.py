@@ -26,7 +26,7 @@ from infless_provider.namespaces import Namespaces
 from infless_provider.profiling import Profiles
 from infless_provider.secret_store import SecretStore
 from infless_provider.settings import Settings
-from infless_provider.state import State, StoredFunction, Version
+from infless_provider.state import State, StoredFunction, Version, in_use
 
 LOG = logging.getLogger("infless.controller")
 _T = TypeVar("_T")
@@ -64,7 +64,8 @@ class Controller:
     async def restore(self) -> None:
         """After a start: functions from the state, instances that still run. Nothing is timed here: that may hang."""
         self.namespaces.restore()
-        for stored in self._state.functions():
+        everything = self._state.functions()
+        for stored in everything:
             try:
                 wishes = self._wishes(stored.spec)
             except InflessError as fault:  # one damaged function must not keep the others from running
@@ -75,22 +76,13 @@ class Controller:
         for function in self.functions.values():
             # What slept goes on sleeping.
             function.wanted_at_s = self.clock.now_s() if function.instances else -math.inf
-        await asyncio.to_thread(self._tidy, *self._in_use())
+        running = [(i.function, i.version) for i in self.fleet.instances.values()]
+        await asyncio.to_thread(self._tidy, *in_use(everything, running))
 
-    def _in_use(self) -> tuple[dict[str, set[str]], set[str]]:
-        """Versions by function, and artifacts, that run or may be gone back to."""
-        versions: dict[str, set[str]] = {}
-        artifacts: set[str] = set()
-        for function in self.functions.values():
-            kept = [one for one in (function.stored.version, function.stored.previous) if one is not None]
-            running = {i.version for i in function.instances.values()}
-            versions[function.key] = {one.id for one in kept} | running
-            artifacts |= {one.artifact for one in kept}
-        return versions, artifacts
-
-    def _tidy(self, versions: dict[str, set[str]], artifacts: set[str]) -> None:
+    def _tidy(self, versions: dict[str, set[str]], artifacts: set[str] | None) -> None:
         self._secrets.sweep(versions)
-        self.backend.tidy(artifacts)
+        if artifacts is not None:
+            self.backend.tidy(artifacts)
 
     def _kept_profile(self, version: Version, wishes: Wishes) -> tuple[ProfilePoint, ...]:
         """Without a profile a function is served all the same: its speed is learned from its answers."""

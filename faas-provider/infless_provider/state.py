@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -113,6 +113,31 @@ class StoredInstance:
     configuration: Configuration
     address: dict[str, Any]
     """Empty from when it was decided to start it until its backend knew where it answers."""
+
+
+def in_use(
+    everything: Iterable[StoredFunction], running: Iterable[tuple[str, str]]
+) -> tuple[dict[str, set[str]], set[str] | None]:
+    """What must not be cleared up: it runs, may be gone back to, or is of a function that cannot be served just now.
+
+    Args:
+        everything: all functions of the state.
+        running: function and version of each instance; the functions are among those.
+
+    Returns:
+        Versions by function, and artifacts: None while a version runs that is in the state no more, as nobody knows
+        what that runs on.
+    """
+    versions: dict[str, set[str]] = {}
+    artifacts: set[str] = set()
+    for stored in everything:
+        kept = [one for one in (stored.version, stored.previous) if one is not None]
+        versions[stored.key] = {one.id for one in kept}
+        artifacts |= {one.artifact for one in kept}
+    older = [(function, version) for function, version in running if version not in versions[function]]
+    for function, version in older:
+        versions[function].add(version)
+    return versions, None if older else artifacts
 
 
 class State:

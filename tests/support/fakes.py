@@ -16,15 +16,20 @@ from infless_provider.backends.base import Address, Artifact, Sight, Stage, Usag
 from infless_provider.bundles import find_bundle, keep_copy, sweep, write_manifest
 from infless_provider.controller import Controller
 from infless_provider.secret_store import SecretStore
-from infless_provider.settings import Settings
+from infless_provider.settings import NAMESPACE, Settings
 from infless_provider.state import State
 from infless_provider.upstream import NotSent
 from infless_provider.views import Views
+from infless_provider.wire import SecretWish
 
 PROFILE = tuple(
     ProfilePoint(configuration=Configuration(batch=b, cpu_cores=c), exec_s=t)
     for b, c, t in ((1, 1, 0.01), (8, 1, 0.04), (8, 2, 0.025))
 )
+
+
+class Crash(BaseException):
+    """The provider is killed here: nothing of it may be caught, nor cleared up."""
 
 
 class FakeBackend:
@@ -37,6 +42,7 @@ class FakeBackend:
         self.running, self.ready, self.told, self.launches, self.hidden = {}, set(), [], [], set()
         self.asked_to_end, self.forgotten, self.failure, self.words = [], [], None, ""
         self.swept, self.resized, self.why, self.on_event = None, [], "", lambda _: None
+        self.crash = ""
         self._bundles, self._kept = bundles_dir, kept_dir
 
     async def open(self):
@@ -55,11 +61,15 @@ class FakeBackend:
         return ""
 
     def start(self, launch):
-        """A name more, unless told to fail."""
+        """A name more, unless told to fail, or to be killed `before` or `after` it."""
         if self.failure:
             raise BackendError(self.failure)
+        if self.crash == "before":
+            raise Crash
         self.launches.append(launch)
         self.running[launch.id] = 1000 + 2 * len(self.launches)
+        if self.crash == "after":
+            raise Crash
 
     def adopt(self, id_, function, handle):
         """What still runs."""
@@ -147,6 +157,14 @@ class World:
         self.state = State(self.settings.database)
         self.controller = self.new_controller()
 
+    async def restart(self):
+        """The provider ends where it is, and another one starts on what it left; gives the new controller."""
+        await self.fleet.close()
+        self.controller.close()
+        self.controller = self.new_controller()
+        await self.controller.restore()
+        return self.controller
+
     def new_controller(self):
         """A provider that starts on the same state."""
         controller = Controller(self.settings, self.state, self.backend, self.profiles, self.secrets, self.clock)
@@ -169,7 +187,15 @@ class World:
     async def deploy(self, name="f", **fields):
         """Build and deploy; gives the function."""
         await self.controller.deploy({**self.bundle(name), **fields})
-        return self.controller.find(name)
+        return self.controller.find(name, fields.get("namespace"))
+
+    async def update(self, name="f", code="2", **fields):
+        """Build anew and update."""
+        await self.controller.update({**self.bundle(name, code), **fields})
+
+    def secret(self, name, value=b"value", namespace=NAMESPACE):
+        """Keep one."""
+        self.secrets.create(SecretWish(name=name, namespace=namespace, value=value))
 
     async def look(self, times=1):
         """The fleet looks, and what it asks is answered."""

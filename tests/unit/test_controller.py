@@ -2,13 +2,17 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from infless_core.errors import BackendError, Conflict, Infeasible, InvalidInput, NotFound, StateError
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration
-from infless_provider.state import State
+from infless_provider.state import State, StoredNamespace
+from infless_provider.wire import SecretWish
+
+TOKENS = {"com.infless.auth.secret": "tokens"}
 
 
 def run(scenario):
@@ -25,12 +29,25 @@ def full_disk(monkeypatch, call):
     monkeypatch.setattr(State, call, fails)
 
 
+def with_labels(stored, labels):
+    """The same function, labelled otherwise."""
+    version = stored.version
+    return replace(stored, version=replace(version, spec=replace(version.spec, labels=labels)))
+
+
+def with_settings(world, **changes):
+    """A provider that was started otherwise."""
+    world.settings = replace(world.settings, **changes)
+    world.controller.close()
+    world.controller = world.new_controller()
+
+
 def test_a_deployed_function_is_listed_and_kept(world):
     """Wanted once, not there yet; the planner is told; a restart would find it."""
 
     async def scenario():
         await world.deploy()
-        (status,) = await world.controller.listing()
+        (status,) = await world.views.listing(None)
         assert (status["name"], status["replicas"], status["availableReplicas"]) == ("f", 1, 0)
         assert world.dirty == 1
         assert [stored.spec.name for stored in world.state.functions()] == ["f"]
@@ -76,7 +93,13 @@ def test_one_deployment_of_a_function_at_a_time(world):
         ),
         ({"labels": {"com.infless.gpu": "require"}}, Infeasible, "requires a GPU, and no server here has one"),
         ({"labels": {"com.infless.gpu": "x"}}, InvalidInput, "write never, allow or require"),
-        ({"secrets": ["key"]}, InvalidInput, "secret 'key' does not exist"),
+        (
+            {"secrets": ["b", "a"]},
+            InvalidInput,
+            "secrets: 'a', 'b' does not exist in namespace 'openfaas-fn'; create it first",
+        ),
+        ({"labels": {"com.infless.auth.secret": "key"}}, InvalidInput, "secret 'key' does not exist; create it first"),
+        ({"namespace": "dev"}, InvalidInput, "namespace 'dev' does not exist; there are openfaas-fn"),
         ({"image": "other"}, InvalidInput, "no bundle for image 'other'"),
     ],
 )
@@ -88,6 +111,7 @@ def test_a_refused_deployment_leaves_nothing(world, fields, error, sentence):
             await world.deploy(**fields)
         assert world.controller.functions == {}
         assert world.state.functions() == []
+        assert not (world.settings.secrets_dir / "mounted").exists()
 
     run(scenario())
 
@@ -125,7 +149,7 @@ def test_a_full_disk_changes_nothing(world, monkeypatch, act):
             "deploy": lambda: world.deploy("g"),
             "update": lambda: world.controller.update({**world.bundle(), "labels": {"a": "b"}}),
             "remove": lambda: world.controller.remove("f"),
-            "scale": lambda: world.controller.scale("f", 3),
+            "scale": lambda: world.controller.scale("f", None, 3),
         }
         with pytest.raises(StateError, match="nothing was changed"):
             await calls[act]()
@@ -175,7 +199,7 @@ def test_an_update_of_labels_alone_keeps_the_instances(world):
         labels = {"com.infless.latency.target": "50ms", "com.infless.batch.max": "1"}
         await world.controller.update({**world.bundle(), "labels": labels})
         await world.look()
-        assert world.backend.told == [(one.id, {"batch_max": 1, "latency_target_s": 0.05})]
+        assert world.backend.told == [(one.id, {"batch_max": 1, "cpu_cores": 1, "latency_target_s": 0.05})]
         assert f.current() == [one]
         assert world.state.instances()[0].configuration.batch == 1
 
@@ -189,9 +213,9 @@ def test_padding_reaches_the_instances_and_its_change_makes_a_new_version(world)
         own = {"key": "x"}
         function = await world.deploy(envVars=own)
         await world.running(function)
-        plain = function.stored.digest
+        plain = function.stored.version.digest
         await world.controller.update({**world.bundle(), "envVars": own, "labels": {"com.infless.batch.pad": "16"}})
-        assert function.stored.digest != plain
+        assert function.stored.version.digest != plain
         assert [launch.environment for launch in world.backend.launches] == [own, {**own, "batch_pad": "16"}]
 
     run(scenario())
@@ -202,7 +226,7 @@ def test_an_update_keeps_age_and_scale(world):
 
     async def scenario():
         await world.deploy()
-        await world.controller.scale("f", 3)
+        await world.controller.scale("f", None, 3)
         world.clock.advance(60)
         await world.controller.update(world.bundle(code="2"))
         stored = world.controller.find("f").stored
@@ -216,11 +240,11 @@ def test_scaling_by_hand(world):
 
     async def scenario():
         f = await world.deploy(labels={"com.openfaas.scale.max": "2"})
-        await world.controller.scale("f.openfaas-fn", 2)
+        await world.controller.scale("f.openfaas-fn", None, 2)
         assert f.least(world.clock.now_s()) == 2
         with pytest.raises(InvalidInput, match=r"replicas 3 is above com.openfaas.scale.max, 2"):
-            await world.controller.scale("f", 3)
-        await world.controller.scale("f", 0)
+            await world.controller.scale("f", None, 3)
+        await world.controller.scale("f", None, 0)
         assert f.least(world.clock.now_s()) == 0
 
     run(scenario())
@@ -248,9 +272,9 @@ def test_describe_and_overview(world):
     async def scenario():
         f = await world.deploy()
         one = await world.running(f)
-        assert (await world.controller.describe("f", usage=True))["usage"] == {"cpu": 5.0, "totalMemoryBytes": 7.0}
-        assert "usage" not in await world.controller.describe("f", usage=False)
-        overview = await world.controller.overview()
+        assert (await world.views.describe("f", None, usage=True))["usage"] == {"cpu": 5.0, "totalMemoryBytes": 7.0}
+        assert "usage" not in await world.views.describe("f", None, usage=False)
+        overview = await world.views.overview()
         assert (overview["instances"][0]["id"], overview["instances"][0]["why"]) == (one.id, "test")
         assert overview["instances"][0]["rate_up_rps"] > 0
         assert [event["event"] for event in overview["events"]] == ["start", "ready"]
@@ -263,8 +287,7 @@ def test_a_restart_finds_everything_again(world):
 
     async def scenario():
         one = await world.running(await world.deploy())
-        controller = world.controller = world.new_controller()
-        await controller.restore()
+        controller = await world.restart()
         await world.look(3)
         f = controller.find("f")
         assert [(i.id, i.phase, i.reason) for i in f.serving()] == [(one.id, Phase.READY, "found after a restart")]
@@ -283,8 +306,7 @@ def test_a_restart_clears_up_what_ended_meanwhile(world):
         dead, orphan = await world.running(f), await world.running(g)
         world.backend.running.pop(dead.id)
         world.state.delete_function(g.key)
-        world.controller = world.new_controller()
-        await world.controller.restore()
+        await world.restart()
         assert world.state.instances() == []
         assert set(world.backend.forgotten) == {dead.id, orphan.id}
         assert world.backend.running == {}
@@ -298,10 +320,8 @@ def test_a_restart_goes_round_a_function_that_cannot_be_restored(world, caplog):
     async def scenario():
         f = await world.deploy("f")
         await world.deploy("g")
-        bad = replace(f.stored, spec=replace(f.stored.spec, labels={"com.infless.gpu": "require"}))
-        world.state.put_function(bad)
-        world.controller = world.new_controller()
-        await world.controller.restore()
+        world.state.put_function(with_labels(f.stored, {"com.infless.gpu": "require"}))
+        await world.restart()
         assert list(world.controller.functions) == ["g.openfaas-fn"]
         assert len(world.state.functions()) == 2
         assert "f.openfaas-fn stays in the state and is not served" in caplog.text
@@ -317,8 +337,7 @@ def test_a_lost_profile_keeps_nobody_from_being_served(world, caplog, lost):
         await world.deploy()
         world.profiles.table = None
         world.profiles.kept_failure = StateError("damaged") if lost == "failure" else None
-        world.controller = world.new_controller()
-        await world.controller.restore()
+        await world.restart()
         assert world.controller.find("f").profile == ()
         assert ("damaged" if lost == "failure" else "has lost its profile") in caplog.text
 
@@ -330,9 +349,8 @@ def test_scaled_to_zero_stays_so_over_a_restart(world):
 
     async def scenario():
         await world.deploy()
-        await world.controller.scale("f", 0)
-        world.controller = world.new_controller()
-        await world.controller.restore()
+        await world.controller.scale("f", None, 0)
+        await world.restart()
         assert world.controller.find("f").least(world.clock.now_s()) == 0
 
     run(scenario())
@@ -344,13 +362,61 @@ def test_unused_bundles_go_at_a_restart(world):
     async def scenario():
         f = await world.deploy()
         old = await world.running(f)
-        await world.controller.update(world.bundle(code="2"))
+        await world.update(code="2")
+        await world.running(f)
+        assert (len(f.current()), f.stored.previous, old.phase) == (2, None, Phase.READY)
         kept = world.settings.bundles_kept
         for copies in (2, 1):
-            world.controller = world.new_controller()
-            await world.controller.restore()
+            await world.restart()
             assert len(list(kept.iterdir())) == copies
             world.backend.running.pop(old.id, None)
+
+    run(scenario())
+
+
+def test_a_restart_keeps_what_a_version_to_go_back_to_runs_on(world):
+    """Its bundle and its secrets, although no instance of it is left."""
+
+    async def scenario():
+        world.secret("key")
+        f = await world.deploy(secrets=["key"])
+        await world.ended(await world.running(f))
+        await world.update(code="2")
+        previous = f.stored.previous
+        await world.restart()
+        assert Path(previous.artifact).is_dir()
+        assert (world.secrets.folder_of(f.key, previous.id) / "key").read_bytes() == b"value"
+
+    run(scenario())
+
+
+def test_a_restart_keeps_what_a_function_runs_on_that_is_not_served_now(world):
+    """The GPU may come back; the function would then find nothing to run."""
+
+    async def scenario():
+        world.secret("key")
+        f = await world.deploy(secrets=["key"])
+        world.state.put_function(with_labels(f.stored, {"com.infless.gpu": "require"}))
+        await world.restart()
+        assert world.controller.functions == {}
+        assert Path(f.stored.version.artifact).is_dir()
+        assert world.secrets.folder_of(f.key, f.version) is not None
+
+    run(scenario())
+
+
+def test_a_restart_removes_the_secrets_of_versions_that_are_gone(world):
+    """Nobody reads those copies any more."""
+
+    async def scenario():
+        world.secret("key")
+        f = await world.deploy(secrets=["key"])
+        gone = f.version
+        await world.update(code="2", secrets=["key"])  # the first one has never been ready: there is no way back to it
+        assert world.secrets.folder_of(f.key, gone) is not None
+        await world.restart()
+        assert world.secrets.folder_of(f.key, gone) is None
+        assert world.secrets.folder_of(f.key, f.version) is not None
 
     run(scenario())
 
@@ -364,3 +430,201 @@ def test_functions_without_example_are_served(world):
         assert f.spare() == Configuration(batch=32, cpu_cores=1)
 
     run(scenario())
+
+
+class TestNamespaces:
+    """Every one has functions of its own."""
+
+    @pytest.fixture(autouse=True)
+    def dev(self, world):
+        """One beside the default one."""
+        world.controller.namespaces.create(StoredNamespace(name="dev", labels={}, annotations={}))
+
+    def test_functions_of_the_same_name(self, world):
+        """Each is found, changed and removed in its own namespace only."""
+
+        async def scenario():
+            ours, theirs = await world.deploy(), await world.deploy(namespace="dev")
+            await world.controller.scale("f", "dev", 3)
+            assert (ours.stored.replicas, theirs.stored.replicas) == (None, 3)
+            assert world.controller.find("f.dev") is world.controller.find("f", "dev") is theirs
+            await world.controller.remove("f", "dev")
+            assert list(world.controller.functions) == [ours.key]
+            with pytest.raises(NotFound, match="function 'f' does not exist in namespace 'dev'"):
+                world.controller.find("f", "dev")
+
+        run(scenario())
+
+    def test_a_restart_knows_them(self, world):
+        """And what runs there."""
+
+        async def scenario():
+            theirs = await world.running(await world.deploy(namespace="dev"))
+            await world.restart()
+            assert world.controller.namespaces.names() == ["openfaas-fn", "dev"]
+            assert list(world.controller.find("f", "dev").instances) == [theirs.id]
+
+        run(scenario())
+
+    def test_one_that_is_removed_while_something_is_deployed_to_it(self, world, monkeypatch):
+        """Timing took a minute, and the namespace had gone: nothing is left in it."""
+
+        async def scenario():
+            def removed_meanwhile(*_):
+                world.controller.namespaces.delete("dev", (), ())
+                return world.profiles.table
+
+            # On the loop's thread, which owns namespaces: what a thread does is of no interest here.
+            monkeypatch.setattr(world.controller, "_run", _now)
+            monkeypatch.setattr(world.profiles, "points", removed_meanwhile)
+            with pytest.raises(InvalidInput, match="namespace 'dev' does not exist"):
+                await world.deploy(namespace="dev")
+            assert (world.controller.functions, world.state.functions()) == ({}, [])
+
+        run(scenario())
+
+    def test_each_may_hold_so_many(self, world):
+        """The limit is a namespace's own, an update is no function more, and removing makes room."""
+
+        async def scenario():
+            with_settings(world, functions_max=1)
+            world.controller.namespaces.restore()
+            await world.deploy("f")
+            await world.deploy("f", namespace="dev")
+            with pytest.raises(Conflict, match="namespace 'openfaas-fn' holds 1 functions, as many as it may"):
+                await world.deploy("g")
+            await world.update("f")
+            await world.controller.remove("f")
+            await world.deploy("g")
+
+        run(scenario())
+
+
+async def _now(work, *arguments):
+    return work(*arguments)
+
+
+class TestSecrets:
+    """What instances see, and who may call a function."""
+
+    def test_an_instance_gets_the_folder_of_its_version(self, world):
+        """With what it asked for and nothing else; none where it asked for nothing."""
+
+        async def scenario():
+            world.secret("key", b"1")
+            world.secret("other", b"2")
+            await world.running(await world.deploy(secrets=["key"]))
+            await world.running(await world.deploy("g"))
+            first, second = world.backend.launches
+            assert [(path.name, path.read_bytes()) for path in first.secrets.iterdir()] == [("key", b"1")]
+            assert second.secrets is None
+
+        run(scenario())
+
+    def test_other_secrets_need_other_instances(self, world):
+        """The old ones keep what they were given until they have ended."""
+
+        async def scenario():
+            world.secret("key")
+            world.secret("other")
+            f = await world.deploy(secrets=["key"])
+            await world.running(f)
+            await world.update(code="1", secrets=["other"])
+            old, new = (launch.secrets for launch in world.backend.launches)
+            assert [path.name for path in old.iterdir()] == ["key"]
+            assert [path.name for path in new.iterdir()] == ["other"]
+
+        run(scenario())
+
+    def test_a_secret_that_goes_while_it_is_deployed(self, world, monkeypatch):
+        """Refused, and nothing of it stays."""
+
+        async def scenario():
+            world.secret("key")
+
+            def removed_meanwhile(*_):
+                world.secrets.delete("openfaas-fn", "key")
+                return world.profiles.table
+
+            monkeypatch.setattr(world.profiles, "points", removed_meanwhile)
+            with pytest.raises(InvalidInput, match="secrets: secret 'key' does not exist in namespace 'openfaas-fn'"):
+                await world.deploy(secrets=["key"])
+            assert (world.controller.functions, world.state.functions()) == ({}, [])
+
+        run(scenario())
+
+    def test_a_function_is_open_unless_a_label_says_otherwise(self, world):
+        """As in OpenFaaS."""
+
+        async def scenario():
+            assert (await world.deploy()).tokens == ()
+
+        run(scenario())
+
+    def test_a_label_names_the_tokens(self, world):
+        """One on each line; an update of the secret is followed at once, an update of labels opens again."""
+
+        async def scenario():
+            world.secret("tokens", b"one\n two\n\n")
+            f = await world.deploy(labels=TOKENS)
+            assert f.tokens == (b"one", b"two")
+            world.secrets.update(SecretWish(name="tokens", namespace="openfaas-fn", value=b"three"))
+            world.controller.secret_changed("openfaas-fn", "tokens")
+            assert f.tokens == (b"three",)
+            await world.update(code="1")
+            assert f.tokens == ()
+
+        run(scenario())
+
+    def test_the_secret_of_another_namespace_or_name_changes_nothing(self, world):
+        """Names are a namespace's own."""
+
+        async def scenario():
+            world.secret("tokens", b"one")
+            f = await world.deploy(labels=TOKENS)
+            world.secrets.update(SecretWish(name="tokens", namespace="openfaas-fn", value=b"three"))
+            world.controller.secret_changed("dev", "tokens")
+            world.controller.secret_changed("openfaas-fn", "other")
+            assert f.tokens == (b"one",)
+
+        run(scenario())
+
+    @pytest.mark.parametrize("value", [b"", b" \n\n"])
+    def test_a_secret_without_a_token_is_refused(self, world, value):
+        """It would mean: nobody, or everybody. Nobody should have to guess."""
+
+        async def scenario():
+            world.secret("tokens", value)
+            with pytest.raises(InvalidInput, match="secret 'tokens' holds no token; write one on each line"):
+                await world.deploy(labels=TOKENS)
+
+        run(scenario())
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_a_secret_that_is_gone_closes_the_function(self, world, caplog, restarted):
+        """To everybody: with a token that nobody knows, another one for each function; the log says why."""
+
+        async def scenario():
+            world.secret("tokens", b"one")
+            for name in "fg":
+                await world.deploy(name, labels=TOKENS)
+            world.secrets.delete("openfaas-fn", "tokens")
+            if restarted:
+                await world.restart()
+            else:
+                world.controller.secret_changed("openfaas-fn", "tokens")
+            (f,), (g,) = (function.tokens for function in world.controller.functions.values())
+            assert len(f) == len(g) == 32
+            assert f != g
+            assert caplog.text.count("a function is closed to everybody: label com.infless.auth.secret") == 2
+
+        run(scenario())
+
+    def test_tokens_are_in_no_text(self, world):
+        """A log that prints a function does not give them away."""
+
+        async def scenario():
+            world.secret("tokens", b"hush-hush")
+            assert "hush-hush" not in repr(await world.deploy(labels=TOKENS))
+
+        run(scenario())

@@ -9,7 +9,7 @@ import pytest
 from infless_core.errors import StateError
 from infless_core.model import Configuration, FunctionSpec
 from infless_provider import state as state_module
-from infless_provider.state import State, StoredFunction, StoredInstance, StoredNamespace, Version
+from infless_provider.state import State, StoredFunction, StoredInstance, StoredNamespace, Version, in_use
 
 SPEC = FunctionSpec(name="f", image="i", namespace="n", secrets=("s",), labels={"a": "b"}, limits={"cpu": "1"})
 VERSION = Version(spec=SPEC, artifact="/b", digest="d")
@@ -197,6 +197,26 @@ class TestVersions:
         before = replace(FUNCTION, proven=proven, previous=None if proven else previous)
         labelled = replace(VERSION, spec=replace(SPEC, labels={"c": "d"}))
         assert before.updated(labelled) == replace(before, version=labelled)
+
+
+class TestInUse:
+    """What a restart must not clear up."""
+
+    OLD = replace(VERSION, digest="old", artifact="/old")
+
+    def test_what_runs_or_may_be_gone_back_to(self):
+        """By function; running ones of those versions are no more than that."""
+        functions = [replace(FUNCTION, previous=self.OLD)]
+        running = [("f.n", VERSION.id), ("f.n", self.OLD.id)]
+        assert in_use(functions, running) == ({"f.n": {VERSION.id, self.OLD.id}}, {"/b", "/old"})
+
+    def test_what_runs_on_nobody_knows_what(self):
+        """Its version is kept, and no artifact may be taken for unused."""
+        assert in_use([FUNCTION], [("f.n", "older")]) == ({"f.n": {VERSION.id, "older"}}, None)
+
+    def test_nothing(self):
+        """An empty state uses nothing."""
+        assert in_use([], []) == ({}, set())
 
 
 class TestSchemas:

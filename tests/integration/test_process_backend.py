@@ -1,6 +1,7 @@
 """Processes as the backend sees them: who is who, what limits them, and that nothing is left."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from provider_process import wait_until
 
 from infless_core.errors import BackendError
 from infless_core.model import Configuration, FunctionSpec, Server
-from infless_provider.backends import cgroups, procfs
+from infless_provider.backends import cgroups, process_logs, procfs
 from infless_provider.backends.base import CurveOrder, Launch, Stage
 from infless_provider.backends.process import ProcessBackend, pick_cores
 from infless_provider.bundles import write_manifest
@@ -160,14 +161,23 @@ def test_an_instance_lives_in_a_session_and_folder_of_its_own(backend, launch, t
     pid = pid_of(backend)
     assert os.getsid(pid) == pid
     assert os.sched_getaffinity(pid) == set(CPUS[:1])
-    [usage, nobody] = backend.usage(["f-1", "f-2"])
-    assert usage.memory_bytes > 0
-    assert usage.cpu_millicores >= 0
-    assert nobody.memory_bytes == nobody.cpu_millicores == 0
     backend.forget("f-1")
     assert not os.path.exists(f"/proc/{pid}")
     assert list((tmp_path / "state" / "tmp").iterdir()) == []
     assert backend.see("f-1").stage is Stage.ENDED
+
+
+def test_what_it_uses(backend, launch, tmp_path):
+    """All processes of its session together, in the order asked; nothing for those that do not run."""
+    script = "import os, time\nheld = b'x' * 2**25\nif os.fork() == 0:\n    while True: pass\ntime.sleep(60)\n"
+    backend.start(launch(script))
+
+    def used():
+        nobody, usage = backend.usage(["f-2", "f-1"])
+        assert nobody.memory_bytes == nobody.cpu_millicores == 0
+        return usage.memory_bytes > 2 * 2**25 and usage.cpu_millicores > 50
+
+    wait_until(used, "two processes hold 32 MiB each, and one works")
 
 
 def test_what_there_is_to_place_on(make):
@@ -236,6 +246,18 @@ def test_a_folder_that_cannot_be_written(backend, launch, tmp_path, folder):
         backend.start(launch(memory_bytes=MEMORY_BYTES))
     assert backend.see("f-1").stage is Stage.ENDED
     assert not (tmp_path / "state" / "tmp" / "f-1").exists()
+
+
+def test_a_full_disk(backend, launch, tmp_path, monkeypatch):
+    """One of our errors, with what to do; what was made before is removed."""
+
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(process_logs, "open_log", full)
+    with pytest.raises(BackendError, match=r"started: .*/f-1.log: No space left on device; free some space there"):
+        backend.start(launch())
+    assert list((tmp_path / "state" / "tmp").iterdir()) == []
 
 
 def test_the_cores_of_many(make, launch):
@@ -331,7 +353,6 @@ def test_another_backend_adopts_it(make, backend, launch):
     other = make(CPUS)
     assert other.adopt("f-1", "f.n", json.loads(json.dumps(address.handle)))
     assert other.see("f-1").address == address
-    assert other.usage(["f-1"])[0].memory_bytes > 0
     backend.forget("f-1")
     assert other.see("f-1").stage is Stage.ENDED
     assert not make().adopt("f-1", "f.n", address.handle)
@@ -452,6 +473,21 @@ def test_what_was_started_and_never_written_down_is_swept(make, backend, launch,
     assert not procfs.runs(child)
     assert backend.see("f-2").stage is Stage.RUNNING
     assert [folder.name for folder in (tmp_path / "state" / "tmp").iterdir()] == ["f-2"]
+
+
+def test_closing_waits_for_what_is_swept(make, backend, launch, tmp_path):
+    """A backend that watches clears up in a thread: the event loop serves meanwhile."""
+    backend.start(launch())
+    pid = pid_of(backend)
+    wait_until(lambda: procfs_sees(tmp_path) == 1, "it is in /proc")
+
+    async def run():
+        async with opened(other := make()):
+            other.sweep(frozenset())
+
+    asyncio.run(run())
+    assert procfs.wait_ended([pid], 0)
+    assert list((tmp_path / "state" / "tmp").iterdir()) == []
 
 
 def test_sweep_of_nothing(backend):

@@ -221,11 +221,6 @@ def function_key(text: str, namespace: str = "") -> str:
     return text if "." in text else f"{text}.{namespace or NAMESPACE}"
 
 
-def split_name(text: str, namespace: str) -> str:
-    """Going away."""
-    return text.removesuffix(f".{namespace}")
-
-
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch, with the zone that Go insists on."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -30,7 +30,8 @@ def make_backend(settings: Settings) -> Backend:
     if settings.backend == "docker":
         from infless_provider.backends.docker import DockerBackend
 
-        return DockerBackend(settings.state_dir, owner_of(settings), cluster)
+        cpus = usable_cores(settings.cpu_cores) if settings.cpu_cores else ()
+        return DockerBackend(settings.state_dir, owner_of(settings), cluster, cpus=cpus)
     raise InvalidInput(f"--backend: {settings.backend!r} is unknown; allowed are {', '.join(BACKENDS)}")
 
 

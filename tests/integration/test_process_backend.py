@@ -550,7 +550,8 @@ def test_a_limit_outlives_its_provider(make, backend, launch):
     shutil.rmtree(backend._scratch / "f-2")  # even where a function has removed its own folder
     other.sweep({"f-1"})
     assert [group.exists() for group in groups] == [True, False]
-    assert backend.see("f-2").stage is Stage.ENDED
+    ended(backend, "f-2")
+    assert backend.see("f-1").stage is Stage.RUNNING
     other.forget("f-1")
     assert not groups[0].exists()
 

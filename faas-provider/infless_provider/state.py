@@ -190,7 +190,8 @@ class State:
         with self._transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO function"
-                " (key, spec, artifact, digest, created_at_s, replicas, previous, proven) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " (key, spec, artifact, digest, created_at_s, replicas, previous, proven)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     function.key,
                     json.dumps(asdict(function.spec)),

@@ -33,7 +33,7 @@ class Crash(BaseException):
 
 
 class FakeBackend:
-    """Instances are names in a dict; `hidden` ones have no address yet."""
+    """Instances are names in a dict; `hidden` ones have no address yet, as all new ones while it is `late`."""
 
     name = "fake"
 
@@ -42,7 +42,7 @@ class FakeBackend:
         self.running, self.ready, self.told, self.launches, self.hidden = {}, set(), [], [], set()
         self.asked_to_end, self.forgotten, self.failure, self.words = [], [], None, ""
         self.swept, self.resized, self.why, self.on_event = None, [], "", lambda _: None
-        self.crash = ""
+        self.crash, self.late = "", False
         self._bundles, self._kept = bundles_dir, kept_dir
 
     async def open(self):
@@ -68,6 +68,8 @@ class FakeBackend:
             raise Crash
         self.launches.append(launch)
         self.running[launch.id] = 1000 + 2 * len(self.launches)
+        if self.late:
+            self.hidden.add(launch.id)
         if self.crash == "after":
             raise Crash
 
@@ -153,7 +155,7 @@ class World:
         )
         self.settings = Settings(state_dir=folder / "state", bundles_dir=folder / "build")
         self.secrets = SecretStore(self.settings.secrets_dir, self.settings.secrets_max)
-        self.refusals, self.dirty = [], 0
+        self.refusals, self.dirty, self.ready_status = [], 0, 200
         self.state = State(self.settings.database)
         self.controller = self.new_controller()
 
@@ -227,9 +229,9 @@ class World:
         async def request(method, target, headers, body, *, timeout_s):
             if host not in self.backend.running:
                 raise NotSent(f"{host} cannot be reached")
-            status = 200 if host in self.backend.ready else 503
+            status = self.ready_status if host in self.backend.ready else 503
             if target == "/_/config":
-                status = self.refusals.pop() if self.refusals else status
+                status = self.refusals.pop() if self.refusals else 200
                 if status == 200:
                     self.backend.told.append((host, json.loads(body)))
             return SimpleNamespace(status=status, read=read)

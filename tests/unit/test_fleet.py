@@ -1,8 +1,10 @@
 """Instances: started, watched, resized, drained, ended; on a backend that only remembers."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
+from fakes import Crash
 
 from infless_core.errors import StateError
 from infless_core.lifecycle import Phase
@@ -17,14 +19,248 @@ def run(scenario):
     asyncio.run(scenario)
 
 
-def test_a_started_instance_is_kept_before_anything_else(world):
-    """A provider that dies now finds it again."""
+def test_a_started_instance_is_kept_before_anything_else(world, monkeypatch):
+    """Its row is there when the backend hears of it, its address as soon as that is known."""
 
     async def scenario():
-        one = await world.running(await world.deploy(), SMALL, ready=False)
-        (stored,) = world.state.instances()
-        assert (stored.id, stored.configuration, stored.address["handle"]) == (one.id, SMALL, {"pid": 1002})
+        rows, real = [], world.backend.start
+
+        def start(launch):
+            rows.extend(world.state.instances())
+            real(launch)
+
+        monkeypatch.setattr(world.backend, "start", start)
+        f = await world.deploy()
+        one = await world.running(f, SMALL, ready=False)
+        (before,), (after,) = rows, world.state.instances()
+        assert (before.id, before.version, before.configuration, before.address) == (one.id, f.version, SMALL, {})
+        assert (after.id, after.configuration, after.address["handle"]) == (one.id, SMALL, {"pid": 1002})
         assert one.phase is Phase.STARTING
+
+    run(scenario())
+
+
+class TestKilled:
+    """A provider that is killed while it starts an instance: the next one loses and doubles nothing."""
+
+    async def crash(self, world, when):
+        """Killed before or after its backend has begun to start it."""
+        f = await world.deploy()
+        world.backend.crash = when
+        with pytest.raises(Crash):
+            world.fleet.start(f, SMALL, "test")
+        world.backend.crash = ""
+
+    def test_between_the_row_and_the_start(self, world):
+        """Nothing runs, so the row goes."""
+
+        async def scenario():
+            await self.crash(world, "before")
+            (row,) = world.state.instances()
+            controller = await world.restart()
+            assert (world.state.instances(), controller.find("f").instances, world.backend.running) == ([], {}, {})
+            assert world.backend.forgotten == [row.id]
+
+        run(scenario())
+
+    def test_between_the_start_and_the_address(self, world):
+        """It is found by its id, its address is kept as soon as it is known, and it serves."""
+
+        async def scenario():
+            await self.crash(world, "after")
+            (row,) = world.state.instances()
+            world.backend.hidden.add(row.id)
+            f = (await world.restart()).find("f")
+            assert [one.id for one in f.current()] == [row.id]
+            await world.look()
+            assert (f.current()[0].address, world.state.instances()[0].address) == (None, {})
+            world.backend.hidden.clear()
+            world.backend.ready.add(row.id)
+            await world.look()
+            assert [one.id for one in f.serving()] == [row.id]
+            assert world.state.instances()[0].address["host"] == row.id
+            assert world.backend.swept == {row.id}
+
+        run(scenario())
+
+    def test_after_the_row_was_lost(self, world):
+        """Whatever the backend has that the state does not know is for its sweep."""
+
+        async def scenario():
+            await self.crash(world, "after")
+            world.state.delete_instance(world.state.instances()[0].id)
+            await world.restart()
+            assert world.backend.swept == set()
+
+        run(scenario())
+
+
+def test_what_a_launch_says(world):
+    """Everything that a backend needs, from the deployment, the wishes and the plan."""
+
+    async def scenario():
+        f = await world.deploy(
+            envVars={"a": "1"},
+            limits={"memory": "1Gi", "cpu": "2"},
+            readOnlyRootFilesystem=True,
+            envProcess="serve --now",
+            labels={"com.infless.latency.target": "200ms"},
+        )
+        one = await world.running(f, Configuration(batch=4, cpu_cores=2))
+        (launch,) = world.backend.launches
+        assert (launch.id, launch.function, launch.digest) == (one.id, "f.openfaas-fn", f.version)
+        assert (launch.artifact, launch.environment) == (f.stored.version.artifact, {"a": "1"})
+        assert (launch.configuration, launch.latency_target_s) == (one.configuration, 0.2)
+        assert (launch.memory_bytes, launch.read_only_root, launch.process) == (2**30, True, "serve --now")
+        assert (launch.server, launch.gpu, launch.secrets) == ("local", None, None)
+
+    run(scenario())
+
+
+def test_an_instance_without_an_address_is_waited_for(world):
+    """A container's is known late: nobody asks it, nobody is sent there, and its end is seen all the same."""
+
+    async def scenario():
+        f = await world.deploy()
+        world.backend.late = True
+        one, two = await world.running(f), await world.running(f)
+        await world.look()
+        assert (one.phase, one.address, f.dispatcher.choose()) == (Phase.STARTING, None, None)
+        world.backend.hidden.discard(one.id)
+        await world.look()
+        assert (one.phase, one.address.host) == (Phase.READY, one.id)
+        await world.ended(two)
+        assert list(f.instances) == [one.id]
+
+    run(scenario())
+
+
+def test_a_new_handle_is_kept(world, monkeypatch):
+    """A backend may know an instance by another one since a resize; its connections are as good as before."""
+
+    async def scenario():
+        one = await world.running(await world.deploy())
+        upstream, real = one.upstream, world.backend.see
+
+        def see(id_):
+            sight = real(id_)
+            return replace(sight, address=replace(sight.address, handle={"pid": 7}))
+
+        monkeypatch.setattr(world.backend, "see", see)
+        await world.look()
+        assert world.state.instances()[0].address["handle"] == {"pid": 7}
+        assert one.upstream is upstream
+
+    run(scenario())
+
+
+def test_an_address_that_cannot_be_kept_stops_nothing(world, monkeypatch, caplog):
+    """The instance serves; that a restart may not find it is told."""
+
+    async def scenario():
+        f = await world.deploy()
+        real, full = State.put_instance, []
+
+        def put_instance(state, stored):
+            if stored.address:
+                full.append(stored)
+                raise StateError("disk is full")
+            real(state, stored)
+
+        monkeypatch.setattr(State, "put_instance", put_instance)
+        one = await world.running(f)
+        assert (one.phase, len(full)) == (Phase.READY, 1)
+        assert f"{one.id} may be ended by the next restart: disk is full" in caplog.text
+
+    run(scenario())
+
+
+def test_a_backends_event_is_heard_at_once(world):
+    """Without waiting for the next look; one about a stranger is no fault."""
+
+    async def scenario():
+        f = await world.deploy()
+        one = await world.running(f)
+        world.backend.running.pop(one.id)
+        world.backend.on_event("stranger")
+        assert list(f.instances) == [one.id]
+        world.backend.on_event(one.id)
+        assert (one.phase, f.instances) == (Phase.GONE, {})
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("why", "words", "told"), [("out of memory", "x", "out of memory"), ("", "ERROR x", "ERROR x")]
+)
+def test_what_the_backend_knows_is_told_before_the_log(world, why, words, told):
+    """A log that ends in the middle says nothing of a kernel that ran out of memory."""
+
+    async def scenario():
+        f = await world.deploy()
+        world.backend.why, world.backend.words = why, words
+        await world.ended(await world.running(f, ready=False))
+        assert f.last_failure == told
+
+    run(scenario())
+
+
+def test_an_old_versions_instance_that_ends_says_nothing_of_the_new_one(world):
+    """Nobody waits longer for the new version because of it."""
+
+    async def scenario():
+        f = await world.deploy()
+        old = await world.running(f, ready=False)
+        await world.update(code="2")
+        await world.ended(old)
+        assert (f.failures, f.last_failure, f.retry_at_s) == (0, "", 0.0)
+
+    run(scenario())
+
+
+def test_other_cores_reach_the_backend(world):
+    """And are told to the instance, which sets its threads by them; another batch alone is not the backend's."""
+
+    async def scenario():
+        one = await world.running(await world.deploy(), SMALL)
+        world.fleet.resize(one, Configuration(batch=8, cpu_cores=1))
+        assert world.backend.resized == []
+        world.fleet.resize(one, Configuration(batch=8, cpu_cores=2))
+        await world.look(2)
+        assert world.backend.resized == [(one.id, 2)]
+        assert world.backend.told[-1] == (one.id, {"batch_max": 8, "cpu_cores": 2, "latency_target_s": 0.5})
+
+    run(scenario())
+
+
+def test_one_of_somebody_elses_template_is_told_nothing(world, monkeypatch):
+    """It publishes no metrics, and has no port to be told on."""
+
+    async def scenario():
+        real = world.backend.see
+
+        def see(id_):
+            sight = real(id_)
+            return replace(sight, address=replace(sight.address, metrics_port=0)) if sight.address else sight
+
+        monkeypatch.setattr(world.backend, "see", see)
+        one = await world.running(await world.deploy(), SMALL)
+        world.fleet.resize(one, Configuration(batch=8, cpu_cores=1))
+        await world.look(3)
+        assert (world.backend.told, one.untold) == ([], False)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("status", "phase"), [(404, Phase.READY), (405, Phase.READY), (500, Phase.STARTING)])
+def test_who_does_not_know_the_question_serves(world, status, phase):
+    """A function of somebody else's template answers, and knows no `/_/ready`."""
+
+    async def scenario():
+        f = await world.deploy()
+        world.ready_status = status
+        one = await world.running(f)
+        assert one.phase is phase
 
     run(scenario())
 
@@ -155,7 +391,7 @@ def test_resizing_is_kept_and_told(world):
         world.fleet.resize(one, Configuration(batch=8, cpu_cores=1))
         assert world.state.instances()[0].configuration.batch == 8
         await world.look(2)
-        assert world.backend.told == [(one.id, {"batch_max": 8, "latency_target_s": 0.5})]
+        assert world.backend.told == [(one.id, {"batch_max": 8, "cpu_cores": 1, "latency_target_s": 0.5})]
 
     run(scenario())
 

@@ -1,6 +1,7 @@
 """The loop: rates in, plans out, actions done; with the real planner, and a fleet that only remembers."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -29,6 +30,11 @@ def scaler(world):
 def run(scenario):
     """A coroutine as a test."""
     asyncio.run(scenario)
+
+
+def newer(stored):
+    """The same function after an update."""
+    return stored.updated(replace(stored.version, digest="newer"))
 
 
 def arriving(function, rate_rps):
@@ -121,9 +127,7 @@ def test_a_plan_for_an_older_version_is_dropped(world, scaler, monkeypatch):
         real = autoscaler.replan
 
         def slow(*problem, **how):
-            f.stored = world.controller.functions[f.key].stored.__class__(
-                spec=f.stored.spec, bundle="/b", digest="newer", created_at_s=0
-            )  # fmt: skip
+            f.stored = newer(f.stored)
             return real(*problem, **how)
 
         monkeypatch.setattr(autoscaler, "replan", slow)
@@ -180,7 +184,7 @@ def test_scale_to_zero(world, scaler):
         labels = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.zero-duration": "1m"}
         f = await world.deploy(labels=labels)
         await world.running(f)
-        f.stored = f.stored.__class__(spec=f.stored.spec, bundle="/b", digest="newer", created_at_s=0)
+        f.stored = newer(f.stored)
         await world.running(f, ready=False)
         world.clock.advance(61)
         scaler._tick()

@@ -19,12 +19,14 @@ from infless_profiler.observe import Level, Prior
 from infless_profiler.readings import Counted
 from infless_profiler.scrape import Target
 from infless_provider import feed as feed_module
+from infless_provider.async_books import AsyncStats
 from infless_provider.feed import BLIND_TURNS, KEEP_S, Feed, in_thread, moved
 from infless_provider.metrics import Metrics
 
 KEY = "f.openfaas-fn"
 GRID = (prior(1, 0.01), prior(8, 0.04), prior(8, 0.025, cores=2))
 B8 = Configuration(batch=8, cpu_cores=1)
+NO_QUEUE = AsyncStats(functions=(), in_flight=0, callbacks_in_flight=0)
 
 
 class Told:
@@ -84,7 +86,14 @@ class Bench:
     def __init__(self, world: World, names: Sequence[str]) -> None:
         self.world, self.metrics, self.database = world, Metrics(), Database()
         self.sources = {name: Told(name) for name in names}
-        self.feed = Feed(world.controller, self.database, list(self.sources.values()), self.metrics, world.clock)  # type: ignore[arg-type]
+        self.feed = Feed(
+            world.controller,
+            world.views.targets,
+            self.database,
+            list(self.sources.values()),
+            self.metrics,
+            world.clock,  # type: ignore[arg-type]
+        )
         self.batches: dict[int, Batches] = {}
 
     async def begin(self) -> Bench:
@@ -143,7 +152,7 @@ def test_a_wrong_profile_heals(world: World) -> None:
         assert factor == pytest.approx(3.0, rel=0.1)
         assert bench.value("infless_profile_drift_total", function_name=KEY) == 1
         assert bench.value("infless_profile_source_up", source="instances") == 1
-        (event,) = [one for one in (await world.controller.overview())["events"] if one["event"] == "drift"]
+        (event,) = [one for one in (await world.views.overview())["events"] if one["event"] == "drift"]
         assert (event["function"], event["configuration"]["batch"]) == (KEY, 8)
         assert event["why"].startswith("executions take 3.00 times as long as expected, for ")
 
@@ -209,7 +218,7 @@ def test_a_removed_function_is_forgotten(world: World) -> None:
         await world.controller.remove("f")
         await bench.turn()
         assert (bench.feed.observed.priors, bench.feed.observed.regimes) == ({}, {})
-        assert b'infless_profile_factor{batch="8"' not in bench.metrics.text({}, 0.0)
+        assert b'infless_profile_factor{batch="8"' not in bench.metrics.text({}, NO_QUEUE, 0.0)
 
     check(world, scenario)
 
@@ -377,7 +386,7 @@ class TestDatabase:
 
         async def scenario(bench: Bench) -> None:
             await bench.live(0.08, 10)
-            digest = bench.function.stored.digest
+            digest = bench.function.stored.version.digest
             assert bench.database.writes == 1
             assert bench.database.levels[digest][B8].exec_s == pytest.approx(0.08)
             await bench.live(0.08, int(KEEP_S / 5))
@@ -389,7 +398,7 @@ class TestDatabase:
         """Before anything has run."""
 
         async def scenario(bench: Bench) -> None:
-            bench.database.levels[bench.function.stored.digest] = {B8: Level(exec_s=0.12, batches=900.0)}
+            bench.database.levels[bench.function.stored.version.digest] = {B8: Level(exec_s=0.12, batches=900.0)}
             again = Bench(world, ["instances"])
             again.database.levels, again.function = bench.database.levels, bench.function
             await again.turn()
@@ -405,7 +414,7 @@ class TestDatabase:
             bench.database.fault = StateError("the profile database x cannot be used: damaged")
             if when == "before":
                 await world.controller.update(world.bundle(code="2"))
-                bench.instance.digest = bench.function.stored.digest
+                bench.instance.version = bench.function.version
             await bench.live(0.12, 4)
             expected_s = 0.044 if when == "after" else 0.04
             assert (bench.planned_s() > 2 * expected_s) == (when == "after")
@@ -447,7 +456,7 @@ def test_prometheus_is_told_where_instances_are(world: World) -> None:
 
     async def scenario(bench: Bench) -> None:
         await world.running(bench.function, ready=False)
-        found: list[dict[str, Any]] = await world.controller.discovery()
+        found: list[dict[str, Any]] = await world.views.discovery()
         address = bench.instance.address
         assert found == [
             {

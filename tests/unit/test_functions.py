@@ -9,26 +9,26 @@ from infless_core.lifecycle import Event, Phase
 from infless_core.model import Configuration, FunctionSpec, ProfilePoint
 from infless_provider.backends.base import Address
 from infless_provider.functions import HEADROOM, FunctionState, Instance
-from infless_provider.state import StoredFunction
+from infless_provider.state import StoredFunction, Version
 
 PROFILE = tuple(
     ProfilePoint(configuration=Configuration(batch=b, cpu_cores=c), exec_s=t)
     for b, c, t in ((1, 1, 0.01), (8, 1, 0.04), (16, 1, 0.4), (16, 2, 0.1))
 )
+VERSION = Version(spec=FunctionSpec(name="f", image="i", namespace="n"), artifact="/b", digest="new")
 
 
 def function(replicas=None, profile=PROFILE, **wishes):
     """A function at run time."""
-    spec = FunctionSpec(name="f", image="i", namespace="n")
-    stored = StoredFunction(spec=spec, bundle="/b", digest="new", created_at_s=0, replicas=replicas)
+    stored = StoredFunction(version=VERSION, created_at_s=0, replicas=replicas)
     return FunctionState(stored=stored, wishes=Wishes(**wishes), profile=profile, wanted_at_s=0.0)
 
 
-def instance(id_, *events, digest="new", configuration=PROFILE[0].configuration):
+def instance(id_, *events, version=VERSION.id, configuration=PROFILE[0].configuration):
     """An instance after some events."""
     address = Address(host="h", port=1, metrics_port=2, handle={})
     made = Instance(
-        id=id_, function="f.n", digest=digest, configuration=configuration,
+        id=id_, function="f.n", version=version, configuration=configuration,
         address=address, upstream=None, reason="", started_at_s=0,
     )  # fmt: skip
     for event in events:
@@ -82,7 +82,7 @@ def test_a_request_in_the_making_keeps_it_awake():
 def test_current_are_starting_or_ready_ones_of_the_newest_version():
     """By id."""
     f = with_instances(
-        function(), instance("c", Event.READY), instance("b"), instance("a", Event.DRAIN), instance("d", digest="old")
+        function(), instance("c", Event.READY), instance("b"), instance("a", Event.DRAIN), instance("d", version="old")
     )  # fmt: skip
     assert [i.id for i in f.current()] == ["b", "c"]
     assert [i.id for i in f.undrained()] == ["b", "c", "d"]
@@ -91,7 +91,7 @@ def test_current_are_starting_or_ready_ones_of_the_newest_version():
 def test_an_update_is_served_by_both_versions():
     """Whoever is ready."""
     f = with_instances(
-        function(), instance("a", Event.READY, digest="old"), instance("b", Event.READY), instance("c"), instance("d", Event.DRAIN)
+        function(), instance("a", Event.READY, version="old"), instance("b", Event.READY), instance("c"), instance("d", Event.DRAIN)
     )  # fmt: skip
     assert [i.id for i in f.serving()] == ["a", "b"]
     assert f.available() == 2

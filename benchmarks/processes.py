@@ -13,19 +13,19 @@ _TICK_S = 0.01
 """Of the counters in /proc/stat."""
 
 
-def tree(pid: int) -> list[psutil.Process]:
-    """A process and all its descendants; nothing when it is gone."""
+def tree(pid: int, *, deep: bool = True) -> list[psutil.Process]:
+    """A process and all its descendants (its children only, unless `deep`); nothing when it is gone."""
     try:
         root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
+        return [root, *root.children(recursive=deep)]
     except psutil.NoSuchProcess:
         return []
 
 
-def resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int, *, deep: bool = True) -> int:
     """Sum of PSS: what the processes share is counted once."""
     total = 0
-    for process in tree(pid):
+    for process in tree(pid, deep=deep):
         try:
             total += process.memory_full_info().pss
         except psutil.Error:  # it has ended meanwhile
@@ -33,10 +33,10 @@ def resident_bytes(pid: int) -> int:
     return total
 
 
-def cpu_s(pid: int) -> float:
+def cpu_s(pid: int, *, deep: bool = True) -> float:
     """User and system time of all that live, and of children that have been waited for."""
     total = 0.0
-    for process in tree(pid):
+    for process in tree(pid, deep=deep):
         try:
             times = process.cpu_times()
         except psutil.Error:

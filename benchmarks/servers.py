@@ -11,10 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import requests
 
+INFLESS = [sys.executable, "-m", "infless_provider.cli"]
 CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPU, LOAD_CPU = CPUS[-1], CPUS[0]
 """One core for what is measured, another for the load."""
@@ -47,28 +50,46 @@ def running(
                 process.wait()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """A provider with one function that is ready."""
+
+    gateway: str
+    pid: int
+    """Of the supervisor. The provider itself is its child; instances are that one's, and left out unless `deep`."""
+    url: str
+    """The function, through the provider."""
+    instance_url: str
+    """Its instance."""
+
+
 @contextmanager
-def provider(stack: Path, name: str, work: Path, *, cpu: int = SERVER_CPU) -> Iterator[tuple[str, str]]:
-    """`infless up` with one deployed function; URLs of the function through the provider and of its instance."""
+def gateway(work: Path, *, cpu: int = SERVER_CPU) -> Iterator[tuple[str, int]]:
+    """`infless up` on a state of its own, without a password: its address, and its process id."""
     port, state = free_port(), work / "state"
-    gateway = f"http://127.0.0.1:{port}"
-    infless = [sys.executable, "-m", "infless_provider.cli"]
-    subprocess.run([*infless, "build", "-f", str(stack), "-o", str(work / "build"), name], check=True)
-    command = [*infless, "up", "--port", str(port), "--state-dir", str(state), "--bundles", str(work / "build"),
+    url = f"http://127.0.0.1:{port}"
+    command = [*INFLESS, "up", "--port", str(port), "--state-dir", str(state), "--bundles", str(work / "build"),
                "--cpu-cores", "1", "--no-auth"]  # fmt: skip
     try:
-        with running(command, f"{gateway}/healthz", cpu=cpu):
-            subprocess.run([*infless, "deploy", "-f", str(stack), "-g", gateway, name], check=True)
-            while not (ready := _ready(gateway)):
-                time.sleep(0.02)
-            os.sched_setaffinity(ready["pid"], {LOAD_CPU})
-            for child in subprocess.run(["pgrep", "-P", str(ready["pid"])], capture_output=True, text=True,
-                                        check=False).stdout.split():  # fmt: skip
-                for thread in Path(f"/proc/{child}/task").iterdir():
-                    os.sched_setaffinity(int(thread.name), {LOAD_CPU})
-            yield f"{gateway}/function/{name}", f"http://127.0.0.1:{ready['port']}/"
+        with running(command, f"{url}/healthz", cpu=cpu) as process:
+            yield url, process.pid
     finally:
-        subprocess.run([*infless, "down", "--state-dir", str(state)], check=False, capture_output=True)
+        subprocess.run([*INFLESS, "down", "--state-dir", str(state)], check=False, capture_output=True)
+
+
+@contextmanager
+def provider(stack: Path, name: str, work: Path, *, cpu: int = SERVER_CPU) -> Iterator[Provided]:
+    """`infless up` with one deployed function; its instance shares the load generator's core."""
+    subprocess.run([*INFLESS, "build", "-f", str(stack), "-o", str(work / "build"), name], check=True)
+    with gateway(work, cpu=cpu) as (url, pid):
+        subprocess.run([*INFLESS, "deploy", "-f", str(stack), "-g", url, name], check=True)
+        while not (ready := _ready(url)):
+            time.sleep(0.02)
+        for process in (psutil.Process(ready["pid"]), *psutil.Process(ready["pid"]).children(recursive=True)):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, {LOAD_CPU})
+        instance_url = f"http://127.0.0.1:{ready['port']}/"
+        yield Provided(gateway=url, pid=pid, url=f"{url}/function/{name}", instance_url=instance_url)
 
 
 def _ready(gateway: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from infless_core.model import Configuration, Plan, PlanAction, PlannedInstance, PlanStatus
 from infless_provider.reconcile import Actual, Bounds, Drain, HandOver, Replace, Resize, Start, reconcile
 
-CONFIGURATIONS = [Configuration(batch=b, cpu_cores=c) for b in (1, 8) for c in (1, 2)]
+CONFIGURATIONS = [Configuration(batch=b, cpu_cores=c, gpu_percent=g) for b in (1, 8) for c in (1, 2) for g in (0, 50)]
 configurations = st.sampled_from(CONFIGURATIONS)
 functions = st.sampled_from(["f", "g"])
 

@@ -10,7 +10,7 @@ def test_nothing_said_gives_the_defaults():
     """Half a second at the 99th percentile, batches up to 32, one instance, no scale to zero."""
     assert parse_wishes({}) == Wishes(
         latency_target_s=0.5, latency_percentile=99, batch_max=32, gpu=GpuWish.ALLOW,
-        scale_min=1, scale_max=20, scale_to_zero=False, zero_after_s=900,
+        auth_secret="", scale_min=1, scale_max=20, scale_factor_percent=10, scale_to_zero=False, zero_after_s=900,
     )  # fmt: skip
 
 
@@ -22,20 +22,22 @@ def test_every_label_is_read():
         "com.infless.batch.max": "8",
         "com.infless.batch.pad": "time=16",
         "com.infless.gpu": "never",
+        "com.infless.auth.secret": "tokens.v1",
         "com.openfaas.scale.min": "2",
         "com.openfaas.scale.max": "5",
+        "com.openfaas.scale.factor": "25",
         "com.openfaas.scale.zero": "True",
         "com.openfaas.scale.zero-duration": "1m",
     }
     assert parse_wishes(labels) == Wishes(
         latency_target_s=0.2, latency_percentile=99.9, batch_max=8, batch_pad="time=16", gpu=GpuWish.NEVER,
-        scale_min=2, scale_max=5, scale_to_zero=True, zero_after_s=60,
+        auth_secret="tokens.v1", scale_min=2, scale_max=5, scale_factor_percent=25, scale_to_zero=True, zero_after_s=60,
     )  # fmt: skip
 
 
 def test_other_labels_are_the_users_own():
     """Neither ours nor read: ignored."""
-    assert parse_wishes({"team": "vision", "com.openfaas.scale.factor": "20"}) == Wishes()
+    assert parse_wishes({"team": "vision", "com.openfaas.scale.type": "rps"}) == Wishes()
 
 
 def test_scale_to_zero_means_no_minimum():
@@ -82,7 +84,14 @@ def test_scale_to_zero_means_no_minimum():
         ("com.infless.batch.pad", "time=16;time=32", "one for each axis"),
         ("com.infless.batch.pad", "16;32", "two rules for all axes"),
         ("com.infless.gpu", "maybe", "never, allow or require"),
+        *[
+            ("com.infless.auth.secret", value, "use a-z, 0-9, '-' and '.' inside")
+            for value in ("", "Key", "a_b", "../key", "a/b", ".key", "key.", "a..b", "-a", "a\n", " a", "a" * 254)
+        ],
         ("com.openfaas.scale.min", "-1", "from 0 to 1000"),
+        ("com.openfaas.scale.factor", "0", "from 1 to 100"),
+        ("com.openfaas.scale.factor", "101", "from 1 to 100"),
+        ("com.openfaas.scale.factor", "10%", "from 1 to 100"),
         ("com.openfaas.scale.max", "0", "from 1 to 1000"),
         ("com.openfaas.scale.zero", "yes", "true or false"),
         ("com.openfaas.scale.zero-duration", "later", "'200ms', '1.5s' or '1m30s'"),

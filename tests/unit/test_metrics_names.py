@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from infless_core.labels import Wishes
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration
+from infless_provider.async_books import AsyncStats, FunctionStats
 from infless_provider.metrics import Metrics
 from infless_scheduler.autoscale import RateEstimate
 
@@ -23,7 +24,26 @@ CONTRACT = {
     "infless_profile_factor": ("gauge", {"function_name", "batch", "cpu_cores", "gpu_percent"}),
     "infless_profile_drift": ("counter", {"function_name"}),
     "infless_profile_source_up": ("gauge", {"source"}),
+    "provider_http_request_duration_seconds": ("histogram", {"code", "method", "path"}),
+    "provider_http_requests": ("counter", {"code", "method", "path"}),
+    "infless_async_calls": ("counter", {"function_name", "outcome"}),
+    "infless_async_callbacks": ("counter", {"function_name", "outcome"}),
+    "infless_async_waiting": ("gauge", {"function_name"}),
+    "infless_async_waiting_bytes": ("gauge", {"function_name"}),
+    "infless_async_oldest_age_seconds": ("gauge", {"function_name"}),
+    "infless_async_in_flight": ("gauge", set()),
+    "infless_async_callbacks_in_flight": ("gauge", set()),
 }
+NO_QUEUE = AsyncStats(functions=(), in_flight=0, callbacks_in_flight=0)
+QUEUE = AsyncStats(
+    functions=(
+        FunctionStats(
+            function="f.openfaas-fn", accepted=10, done=5, failed=1, cancelled=2, retried=4, callbacks_ok=3,
+            callbacks_failed=6, refused=7, waiting=2, waiting_bytes=99, oldest_age_s=1.5,
+        ),
+    ),
+    in_flight=8, callbacks_in_flight=9,
+)  # fmt: skip
 
 
 def function():
@@ -44,7 +64,8 @@ def families():
     metrics.profiled({"f.openfaas-fn": {Configuration(batch=8, cpu_cores=2): 1.5}})
     metrics.drifts("f.openfaas-fn", 0)
     metrics.source_up("prometheus", False)
-    text = metrics.text({"f.openfaas-fn": function()}, 0.0).decode()
+    metrics.control(202, "POST", "/system/functions", 0.02)
+    text = metrics.text({"f.openfaas-fn": function()}, QUEUE, 0.0).decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -83,6 +104,35 @@ def test_the_figures(families):
     assert value(families, "infless_profile_source_up", source="prometheus") == 0
 
 
+def test_the_figures_of_the_control_plane(families):
+    """As openfaas/faas-provider has them, in seconds."""
+    call = {"code": "202", "method": "POST", "path": "/system/functions"}
+    assert value(families, "provider_http_requests_total", **call) == 1
+    assert value(families, "provider_http_request_duration_seconds_count", **call) == 1
+    assert value(families, "provider_http_request_duration_seconds_sum", **call) == 0.02
+
+
+@pytest.mark.parametrize(
+    ("outcome", "count"),
+    [("accepted", 10), ("done", 5), ("failed", 1), ("cancelled", 2), ("retried", 4), ("refused", 7)],
+)
+def test_the_books_of_the_queue(families, outcome, count):
+    """Each outcome is its own, so that what is lost shows."""
+    assert value(families, "infless_async_calls_total", function_name="f.openfaas-fn", outcome=outcome) == count
+
+
+def test_the_figures_of_the_queue(families):
+    """What waits, and what became of results."""
+    name = {"function_name": "f.openfaas-fn"}
+    assert value(families, "infless_async_callbacks_total", outcome="ok", **name) == 3
+    assert value(families, "infless_async_callbacks_total", outcome="failed", **name) == 6
+    assert value(families, "infless_async_waiting", **name) == 2
+    assert value(families, "infless_async_waiting_bytes", **name) == 99
+    assert value(families, "infless_async_oldest_age_seconds", **name) == 1.5
+    assert value(families, "infless_async_in_flight") == 8
+    assert value(families, "infless_async_callbacks_in_flight") == 9
+
+
 def test_buckets_are_the_gateways(families):
     """5 ms to 10 s, so that its dashboards' quantiles mean the same."""
     bounds = [
@@ -96,5 +146,5 @@ def test_buckets_are_the_gateways(families):
 def test_a_removed_function_leaves_the_gauges():
     """Counters stay, as Prometheus wants it."""
     metrics = Metrics()
-    metrics.text({"f.n": function()}, 0.0)
-    assert b'gateway_service_count{function_name="f.n"}' not in metrics.text({}, 0.0)
+    metrics.text({"f.n": function()}, QUEUE, 0.0)
+    assert b'gateway_service_count{function_name="f.n"}' not in metrics.text({}, NO_QUEUE, 0.0)

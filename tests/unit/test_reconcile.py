@@ -3,9 +3,10 @@
 import pytest
 
 from infless_core.model import Configuration, Plan, PlanAction, PlannedInstance, PlanStatus
-from infless_provider.reconcile import Actual, Bounds, Drain, HandOver, Resize, Start, reconcile
+from infless_provider.reconcile import Actual, Bounds, Drain, HandOver, Replace, Resize, Start, reconcile
 
 SMALL, LARGE, WIDE = (Configuration(batch=b, cpu_cores=c) for b, c in ((1, 1), (8, 1), (8, 2)))
+SHARED = Configuration(batch=1, cpu_cores=1, gpu_percent=20)
 BOUNDS = {"f": Bounds(least=0, most=5, spare=SMALL)}
 
 
@@ -51,17 +52,18 @@ def test_a_planned_start():
     assert start == Start(function="f", configuration=LARGE, reason="planned for 5 of at most 10 requests/s")
 
 
-def test_another_batch_size_is_changed_in_place():
+@pytest.mark.parametrize("wanted", [LARGE, WIDE])
+def test_another_batch_size_or_other_cores_are_changed_in_place(wanted):
     """The process stays."""
-    assert reconcile(plan(planned("a", PlanAction.RESIZE, LARGE)), BOUNDS, [runs("a")]) == (
-        Resize(id="a", configuration=LARGE),
+    assert reconcile(plan(planned("a", PlanAction.RESIZE, wanted)), BOUNDS, [runs("a")]) == (
+        Resize(id="a", configuration=wanted),
     )
 
 
-def test_other_cores_need_another_process():
-    """The old one serves until it is ready."""
-    (replace,) = reconcile(plan(planned("a", PlanAction.RESIZE, WIDE)), BOUNDS, [runs("a")])
-    assert (replace.id, replace.configuration, replace.reason) == ("a", WIDE, f"{SMALL} becomes {WIDE}")
+def test_another_share_of_a_gpu_needs_another_process():
+    """It is fixed when a process first calls CUDA; the old one serves until the new one is ready."""
+    (replace,) = reconcile(plan(planned("a", PlanAction.RESIZE, SHARED)), BOUNDS, [runs("a")])
+    assert replace == Replace(id="a", function="f", configuration=SHARED, reason=f"{SMALL} becomes {SHARED}")
 
 
 def test_a_kept_instance_that_has_vanished_is_started_anew():

@@ -231,3 +231,20 @@ def test_the_loop_survives_a_failing_planner(world, scaler, monkeypatch, caplog)
         assert f.key in world.controller.functions
 
     run(scenario())
+
+
+def test_who_sleeps_is_not_measured_until_something_comes(world, scaler):
+    """There may be thousands of them; the first request counts all the same."""
+
+    async def scenario():
+        f = await world.deploy(labels={"com.openfaas.scale.min": "0"})
+        scaler._tick()
+        before = f.estimate
+        scaler._tick()
+        assert f.estimate is before
+        f.arrived = 5
+        scaler._dirty.clear()
+        scaler._tick()
+        assert (f.estimate.rate_rps > 0, scaler._dirty.is_set()) == (True, True)
+
+    run(scenario())

@@ -1,6 +1,7 @@
 """What the provider knows of a function: how many it wants, which serve, and how fast they are taken to be."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from infless_core.model import Configuration, FunctionSpec, ProfilePoint
 from infless_provider.backends.base import Address
 from infless_provider.functions import HEADROOM, FunctionState, Instance
 from infless_provider.state import StoredFunction, Version
+from infless_scheduler.autoscale import RateEstimate
 
 PROFILE = tuple(
     ProfilePoint(configuration=Configuration(batch=b, cpu_cores=c), exec_s=t)
@@ -146,3 +148,21 @@ def test_a_trickle_counts_as_idle():
 def test_phases_begin_at_starting():
     """An instance is born so."""
     assert instance("a").phase is Phase.STARTING
+
+
+@pytest.mark.parametrize(
+    "awake",
+    [
+        {"arrived": 1},
+        {"planned_rps": 1.0},
+        {"retry_at_s": 5.0},
+        {"waiters": [None]},
+        {"estimate": RateEstimate((1.0,), 1.0)},
+        {"instances": {"a": None}},
+    ],
+)
+def test_who_sleeps(awake):
+    """Nothing of it runs, comes, waits or was planned; anything of that wakes it."""
+    asleep = function(scale_min=0)
+    assert asleep.sleeps()
+    assert not replace(asleep, **awake).sleeps()

@@ -90,21 +90,23 @@ class Invocation:
     # in a task -------------------------------------------------------------------------------------------------------
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._proxy.spawn(self._guarded(work))
+        task = self._proxy.spawn(work)
+        # A task that is cancelled before its first step runs nothing of its own, no `finally` either.
+        task.add_done_callback(self._over)
         self._exchange.on_gone = task.cancel
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    def _over(self, task: asyncio.Task[None]) -> None:
         exchange = self._exchange
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         try:
-            await work
-        except asyncio.CancelledError:
-            exchange.status = LEFT
-        except Unanswered as failure:
-            self._fail(failure)
-        except BodyLostError:
-            exchange.status = exchange.status if exchange.done else LEFT
-        except Exception as error:  # noqa: BLE001 - logged, and answered
-            self._broken(error)
+            if isinstance(error, asyncio.CancelledError):
+                exchange.status = LEFT
+            elif isinstance(error, BodyLostError):
+                exchange.status = exchange.status if exchange.done else LEFT
+            elif isinstance(error, Unanswered):
+                self._fail(error)
+            elif error is not None:
+                self._broken(error)
         finally:
             self._end()
 
@@ -195,7 +197,7 @@ class Invocation:
         else:
             exchange.text(failure.status, str(failure), [*self._told_by_us(), INTERNAL, *failure.headers])
 
-    def _broken(self, error: Exception) -> None:
+    def _broken(self, error: BaseException) -> None:
         LOG.error("invoking %s failed", self._function.key, exc_info=error)
         self._fail(Unanswered(500, f"invoking {self._function.key} failed inside the provider"))
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from infless_watchdog.http import Connection, Edge, Exchange, Limits
+from infless_watchdog.body_stream import BodyStream, StreamedExchange
+from infless_watchdog.http import BodyLostError, Connection, Edge, Exchange, Limits
 
 Scenario = Callable[["Site"], Coroutine[Any, Any, None]]
 Run = Callable[..., "Site"]
@@ -54,12 +55,14 @@ class Site:
     """An edge with an application that echoes, at once, later, in pieces or never."""
 
     def __init__(self, limits: Limits) -> None:
-        self.edge = Edge(self._app, limits, self.refused)
+        self.edge = Edge(self._app, limits, self.refused, streams=lambda head: head.path.startswith("/s/"))
         self.edge.SWEEP_S = 0.01  # type: ignore[misc]
         self.pending: list[Exchange] = []
         self.refusals: list[int] = []
         self.gone = 0
         self.port = 0
+        self.failures: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
 
     def refused(self, exchange: Exchange) -> None:
         """Kept for the test to see."""
@@ -79,8 +82,23 @@ class Site:
                 exchange.respond(200, bytes(BIG))
             case "/fault":
                 raise ZeroDivisionError
+            case "/s/read":
+                self.tasks.append(asyncio.ensure_future(self._read(exchange)))
+            case "/s/early":
+                exchange.respond(403, b"no")
+            case "/s/never":
+                self.pending.append(exchange)
+                exchange.on_gone = self._left
             case _:
                 exchange.respond(200, echo(exchange))
+
+    async def _read(self, exchange: Exchange) -> None:
+        try:
+            if exchange.body_stream is not None:
+                exchange.body = b"".join([piece async for piece in exchange.body_stream])
+        except BodyLostError as lost:
+            self.failures.append(str(lost))
+        exchange.respond(200, echo(exchange))
 
     def _left(self) -> None:
         self.gone += 1
@@ -179,7 +197,7 @@ def fed(*pieces: bytes) -> tuple[bytes, bool]:
         for piece in pieces:
             connection.data_received(piece)
             await asyncio.sleep(0)
-        for _ in range(5):
+        for _ in range(30):
             await asyncio.sleep(0)
 
     asyncio.run(play())
@@ -192,8 +210,9 @@ CHUNKS = b"3;x=1\r\nabc\r\n2\r\nde\r\n0\r\nTrailer: 1\r\n\r\n"
 PIPELINE = {
     b"GET /a [q=1] ": GET,
     b"POST /b [] hello": b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
-    b"PUT /c [] abcde": b"PUT /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS,
-    b"POST /d [] hi": b"POST /d HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nhi",
+    b"PUT /c [] abcde": b"PUT /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS,
+    b"POST /s/read [] streamed": b"POST /s/read HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nstreamed",
+    b"POST /d [] hi": b"POST /d HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nhi",
     b"GET /e [f] ": b"GET http://x/e?f HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /last [] ": LAST,
 }
@@ -319,10 +338,12 @@ def test_trailers_are_no_headers() -> None:
         edge.loop = asyncio.get_running_loop()
         connection = Connection(edge)
         connection.connection_made(Wire())
-        connection.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Admin: yes\r\n\r\n")
+        connection.data_received(
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Admin: yes\r\n\r\n"
+        )
 
     asyncio.run(play())
-    assert seen[0].headers == [(b"transfer-encoding", b"chunked")]
+    assert seen[0].headers == [(b"host", b"x"), (b"transfer-encoding", b"chunked")]
 
 
 def test_head_has_the_length_and_no_body(run: Run) -> None:
@@ -375,7 +396,7 @@ def status(answer: bytes) -> int:
         b"GET /" + b"a" * 2000 + b" HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nX: " + b"a" * 2000 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 600 + b"\r\n",
-        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"A: b\r\n" * 600 + b"\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"A: b\r\n" * 600 + b"\r\n",
     ],
 )
 def test_too_large_a_head_is_a_431(run: Run, head: bytes) -> None:
@@ -387,7 +408,9 @@ def test_too_large_a_head_is_a_431(run: Run, head: bytes) -> None:
     assert run(scenario, header_bytes=1000).refusals == [431]
 
 
-@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nX-", b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;"])
+@pytest.mark.parametrize(
+    "start", [b"GET / HTTP/1.1\r\nX-", b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;"]
+)
 def test_a_field_without_end_is_not_collected_for_ever(run: Run, start: bytes) -> None:
     """The parser tells nobody of it before its end; its bytes count all the same."""
 
@@ -516,6 +539,13 @@ def test_a_client_that_reads_slowly_gets_all(run: Run) -> None:
         b"GET / HTTP/1.1\r\nA: b\r\n folded\r\n\r\n",
         b"GET / HTTP/1.1\nHost: x\n\n",
         b"GET /\0 HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA\0: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA(B): c\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n: c\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\nA: b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: abc\r\n\r\n",
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
@@ -530,6 +560,29 @@ def test_garbage_is_a_400(run: Run, sent: bytes) -> None:
     assert run(scenario).refusals == [400]
 
 
+@pytest.mark.parametrize(
+    "hosts",
+    [b"", b"Host: a\r\nHost: a\r\n", b"Host: a\r\nHost: b\r\n", b"Host: a b\r\n", b"Host: a/b\r\n", b"Host: a@b\r\n"],
+)
+def test_a_request_has_one_host(run: Run, hosts: bytes) -> None:
+    """None, several, or one that is no name: whoever stands in front may mean another one (RFC 9112, section 3.2)."""
+
+    async def scenario(site: Site) -> None:
+        assert status(await site.ask(b"GET / HTTP/1.1\r\n" + hosts + b"\r\n")) == 400
+
+    assert run(scenario).refusals == [400]
+
+
+@pytest.mark.parametrize("host", [b"a", b"a:80", b"[::1]:8080", b"127.0.0.1", b"my_function.openfaas-fn", b""])
+def test_hosts_that_are_good(run: Run, host: bytes) -> None:
+    """Names, addresses, ports; and nothing, which RFC 9112 allows."""
+
+    async def scenario(site: Site) -> None:
+        assert status(await site.ask(b"GET /a HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n")) == 200
+
+    run(scenario)
+
+
 SMUGGLED = b"0\r\n\r\nGET /admin HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -540,6 +593,10 @@ SMUGGLED = b"0\r\n\r\nGET /admin HTTP/1.1\r\nHost: x\r\n\r\n"
         (b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", 400),
         (b"Content-Length: 3\r\nContent-Length: 40\r\n", 400),
         (b"Content-Length: 3, 40\r\n", 400),
+        (b"Content-Length: 3\r\nContent-Length: 3\r\n", 400),
+        (b"Content-Length: 18446744073709551619\r\n", 400),
+        (b"Content-Length:\r\n", 400),
+        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 400),
         (b"Content-Length: +3\r\n", 400),
         (b"Transfer-Encoding: xchunked\r\n", 501),
         (b"Transfer-Encoding: gzip, chunked\r\n", 501),
@@ -715,3 +772,329 @@ def test_draining_gives_up_after_its_time(run: Run) -> None:
             assert not await site.edge.drain(0.02)
 
     assert run(scenario).gone == 1
+
+
+# bodies that are served as they come ---------------------------------------------------------------------------------
+
+STREAMED = b"POST /s/read HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+CHUNKED = b"POST /s/read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+NEVER = STREAMED.replace(b"read", b"never")
+
+
+def stream_of(site: Site) -> BodyStream:
+    """The body that the application has not touched."""
+    exchange = site.pending[0]
+    assert isinstance(exchange, StreamedExchange)
+    return exchange.body_stream
+
+
+def test_the_application_is_called_when_the_head_is_there(run: Run) -> None:
+    """It may read while the client sends, and the connection is used again."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            await client.send(NEVER % 6, b"abc")
+            await site.until(lambda: site.pending)
+            stream = stream_of(site)
+            assert (await anext(stream), stream.left_bytes) == (b"abc", 3)
+            await client.send(b"def" + LAST)
+            assert await anext(stream) == b"def"
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+            site.pending[0].respond(200, b"read")
+            assert (await client.answer())[1] == b"read"
+            assert (await client.rest()).endswith(b"GET /last [] ")
+
+    run(scenario)
+
+
+def test_a_body_that_is_whole_at_once_is_no_stream(run: Run) -> None:
+    """The usual case stays as simple as it was."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            await client.send(NEVER % 3 + b"abc")
+            await site.until(lambda: site.pending)
+            assert (site.pending[0].body_stream, bytes(site.pending[0].body)) == (None, b"abc")
+
+    run(scenario)
+
+
+def test_a_streamed_body_waits_for_its_turn(run: Run) -> None:
+    """Behind an answer in the making it is kept, no more of it than the high-water mark and what is in the sockets."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            sending = asyncio.ensure_future(
+                client.send(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n", STREAMED % BIG, bytes(BIG))
+            )
+            await site.until(lambda: site.edge.connections)
+            (connection,) = site.edge.connections
+            await site.until(lambda: connection._paused)
+            assert connection._incoming is not None
+            assert connection._incoming.body_stream.received_bytes < 1024 * 1024
+            assert site.tasks == []
+            site.pending[0].respond(200, b"first")
+            assert (await client.answer())[1] == b"first"
+            assert len((await client.answer())[1]) == BIG + len("POST /s/read [] ")
+            await sending
+
+    run(scenario)
+
+
+def test_a_slow_reader_holds_back_the_client(run: Run) -> None:
+    """Nothing is read beyond the high-water mark; nothing is lost."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            sending = asyncio.ensure_future(client.send(NEVER % (4 * BIG), *[bytes(BIG)] * 4))
+            await site.until(lambda: site.pending and stream_of(site).full)
+            (connection,) = site.edge.connections
+            await site.until(lambda: not connection._transport.is_reading())  # type: ignore[union-attr]
+            assert stream_of(site).received_bytes < 1024 * 1024
+            assert sum([len(piece) async for piece in stream_of(site)]) == 4 * BIG
+            site.pending[0].respond(200, b"")
+            await client.answer()
+            await sending
+
+    run(scenario, body_bytes=5 * BIG)
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 4", b"Transfer-Encoding: chunked"])
+def test_go_on_is_said_when_somebody_wants_the_body(run: Run, framing: bytes) -> None:
+    """Not before, and only to who asked."""
+    head = b"POST /s/never HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n" + framing + b"\r\n\r\n"
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            await client.send(head)
+            await site.until(lambda: site.pending)
+            reading = asyncio.ensure_future(anext(stream_of(site)))
+            assert (await client.answer())[0] == b"HTTP/1.1 100 Continue\r\n\r\n"
+            await client.send(b"4\r\nabcd\r\n0\r\n\r\n" if b"chunked" in framing else b"abcd")
+            assert await reading == b"abcd"
+            site.pending[0].respond(200, b"x")
+            assert (await client.answer())[1] == b"x"
+            await client.send(LAST)
+            assert status(await client.rest()) == 200
+
+    run(scenario)
+
+
+def test_who_was_not_told_to_go_on_is_not_waited_for(run: Run) -> None:
+    """Refused without a look at the body: the client may send it or not, so the connection ends."""
+
+    async def scenario(site: Site) -> None:
+        head = b"POST /s/early HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+        answer = await site.ask(head)
+        assert status(answer) == 403
+        assert b"100 Continue" not in answer
+
+    run(scenario)
+
+
+def test_an_answer_before_the_end_of_a_small_body_keeps_the_connection(run: Run) -> None:
+    """The little that comes is dropped; what follows is the next request."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            await client.send(STREAMED.replace(b"read", b"early") % 200_000, bytes(10))
+            assert (await client.answer())[0].startswith(b"HTTP/1.1 403 ")
+            await client.send(bytes(199_990), LAST)
+            assert (await client.rest()).endswith(b"GET /last [] ")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("head", [STREAMED % BIG, CHUNKED], ids=["length", "chunks"])
+def test_an_answer_before_the_end_of_a_long_body_ends_the_connection(run: Run, head: bytes) -> None:
+    """The client is told, may send on for a while, and reads the answer; nothing behind it is served."""
+
+    async def scenario(site: Site) -> None:
+        chunk = b"400000\r\n"
+        answer = await site.ask(head.replace(b"read", b"early") + chunk, bytes(100_000), b"\r\n" + LAST)
+        assert status(answer) == 403
+        assert b"last" not in answer
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "code"),
+    [
+        ([CHUNKED, *[b"64\r\n" + b"a" * 100 + b"\r\n"] * 11], 413),
+        ([CHUNKED, b"3\r\nabc\r\n", b"xyz\r\n"], 400),
+        ([CHUNKED, b"3\r\nabc\r\n", b"0\r\n" + b"A: bcdefgh\r\n" * 20_000], 431),
+    ],
+)
+def test_a_streamed_body_that_breaks_the_rules(run: Run, pieces: list[bytes], code: int) -> None:
+    """The client reads why, and the reader of the body is told; what it answers then goes nowhere."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            for piece in pieces:
+                await client.send(piece)
+                await asyncio.sleep(0)
+            assert status(await client.rest()) == code
+        await asyncio.gather(*site.tasks)
+
+    site = run(scenario, body_bytes=1000)
+    assert site.refusals == [code]
+    assert len(site.failures) == len(site.tasks) <= 1
+
+
+def test_rules_are_broken_behind_the_start_of_an_answer(run: Run) -> None:
+    """Half an answer is out: all that is left is to cut it."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            await client.send(CHUNKED.replace(b"read", b"never"))
+            await site.until(lambda: site.pending)
+            site.pending[0].begin(200, [])
+            site.pending[0].write(b"half")
+            await client.send(b"xyz\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                assert not (await client.rest()).endswith(b"0\r\n\r\n")
+            with pytest.raises(BodyLostError, match="not a valid"):
+                await anext(stream_of(site))
+
+    run(scenario)
+
+
+def test_a_streamed_body_may_take_long(run: Run) -> None:
+    """Longer than `read_timeout`, as long as it flows."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            await client.send(STREAMED % 8000)
+            for _ in range(8):
+                await client.send(bytes(1000))
+                await asyncio.sleep(0.02)
+            assert (await client.answer())[0].startswith(b"HTTP/1.1 200 ")
+
+    assert run(scenario, read_timeout_s=0.04).refusals == []
+
+
+@pytest.mark.parametrize("drip", [b"", b"a"], ids=["nothing", "a byte now and then"])
+def test_a_streamed_body_that_hardly_comes_is_a_408(run: Run, drip: bytes) -> None:
+    """A byte now and then would hold the connection, and an instance, for ever."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            await client.send(STREAMED % 8000)
+            while not site.refusals:
+                await client.send(drip)
+                await asyncio.sleep(0.01)
+            assert status(await client.rest()) == 408
+        await asyncio.gather(*site.tasks)
+
+    site = run(scenario, read_timeout_s=0.1)
+    assert (site.refusals, site.failures) == ([408], ["the body came slower than 256 bytes per second for 0.1 s"])
+
+
+def test_a_client_that_we_hold_back_is_not_late(run: Run) -> None:
+    """Nor is one that waits to be told to go on."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client, site.client() as polite:
+            sending = asyncio.ensure_future(client.send(NEVER % BIG, bytes(BIG)))
+            await site.until(lambda: site.pending and stream_of(site).full)
+            await polite.send((NEVER % 9).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+            await site.until(lambda: len(site.pending) == 2)
+            await asyncio.sleep(0.1)
+            assert site.refusals == []
+            assert sum([len(piece) async for piece in stream_of(site)]) == BIG
+            await sending
+
+    run(scenario, read_timeout_s=0.02)
+
+
+def test_a_client_that_leaves_its_body_is_noticed(run: Run) -> None:
+    """By whoever reads it, and by who does not."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client:
+            await client.send(STREAMED % 9, b"abc")
+            await site.until(lambda: site.tasks)
+            client.leave()
+        await asyncio.gather(*site.tasks)
+        async with site.client() as client:
+            await client.send(NEVER % 9, b"abc")
+            await site.until(lambda: site.pending)
+            client.leave()
+            await site.until(lambda: site.gone)
+        with pytest.raises(BodyLostError, match="left"):
+            await anext(stream_of(site))
+
+    assert run(scenario).failures == ["the client left before its request was whole"]
+
+
+def test_draining_waits_for_a_streamed_body(run: Run) -> None:
+    """A request that is being read is answered before the end."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as client, site.client() as early:
+            await client.send(STREAMED % 6, b"abc")
+            await early.send(STREAMED.replace(b"read", b"early") % 6, b"abc")
+            await site.until(lambda: site.tasks)
+            await early.answer()
+            draining = asyncio.ensure_future(site.edge.drain(5))
+            await asyncio.sleep(0)
+            await client.send(b"def")
+            assert (await client.rest()).endswith(b"connection: close\r\n\r\nPOST /s/read [] abcdef")
+            await early.send(b"def")
+            assert await early.rest() == b""
+            assert await draining
+
+    run(scenario)
+
+
+def test_a_body_has_one_reader() -> None:
+    """Two would each miss what the other took."""
+
+    async def play() -> None:
+        stream = BodyStream(None)
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="one reader"):
+            await anext(stream)
+        stream.add(b"a")
+        stream.add(b"b")
+        assert await first == b"ab"
+
+    asyncio.run(play())
+
+
+# too many connections ------------------------------------------------------------------------------------------------
+
+
+def test_the_longest_idle_connection_makes_room(run: Run) -> None:
+    """Who has nothing in the making for longest is closed in favour of who has something to ask."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as idle, site.client() as busy:
+            await busy.send(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+            await site.until(lambda: site.pending and len(site.edge.connections) == 2)
+            assert status(await site.ask(LAST)) == 200
+            assert await idle.rest() == b""
+            assert len(site.edge.connections) <= 2
+            site.pending[0].respond(200, b"there")
+            assert (await busy.answer())[1] == b"there"
+
+    assert run(scenario, connections_max=2).edge.turned_away == 0
+
+
+def test_where_all_are_busy_one_more_is_turned_away(run: Run) -> None:
+    """With a 503 that is read, and the busy ones never notice."""
+
+    async def scenario(site: Site) -> None:
+        async with site.client() as busy:
+            await busy.send(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+            await site.until(lambda: site.pending)
+            answer = await site.ask()
+            assert status(answer) == 503
+            assert b"retry-after: 1\r\n" in answer
+            site.pending[0].respond(200, b"there")
+            assert (await busy.answer())[1] == b"there"
+
+    assert run(scenario, connections_max=1).edge.turned_away == 1

@@ -1,26 +1,28 @@
 """The invocation path's decisions: who is asked, what is tried again, and what a client is told when nothing helps."""
 
 import asyncio
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from infless_provider.forwarding import CallIds, passage_of, refuses
 from infless_provider.metrics import Metrics
 from infless_provider.proxy import Proxy
 from infless_provider.upstream import Broken, NotSent, TimedOut
+from infless_watchdog.app import _RETRY, _loading
+from infless_watchdog.calls import Head
+from infless_watchdog.pipeline import Pipeline
 
 
 class Exchange:
     """A request, and what was answered."""
 
     def __init__(self, path="/function/f", method="POST", headers=(), query=""):
-        self.path, self.method, self.headers, self.query = path, method, list(headers), query
+        self.head, self.method, self.body_stream = Head(method, path, query, list(headers)), method, None
         self.body, self.peer, self.status, self.done, self.cut = b"body", "1.2.3.4:5", 0, False, False
         self.answer, self.sent, self.on_gone = b"", {}, None
-
-    def header(self, name):
-        """The first of that name."""
-        return next((value for key, value in self.headers if key == name), None)
 
     def respond(self, status, body, content_type, headers):
         """At once."""
@@ -67,36 +69,65 @@ def reply(status=200, body=b"answer", headers=(), complete=True, breaks=False):
     )  # fmt: skip
 
 
-@pytest.fixture
-def ask(world):
-    """Invoke `f`, whose instances answer as given: values, errors, or functions of the request."""
+def refusal(body=b"the model is still loading\n", status=503):
+    """What an instance says that does not take a request."""
+    return reply(status, body, [(b"retry-after", b"1")])
 
-    async def ask(exchange, *answers, prepare=None):
-        f = await world.deploy()
+
+@pytest.fixture
+def site(world):
+    """A proxy with a function `f`, whose instances answer as given: values, errors, or functions of the request."""
+
+    async def made(*answers, prepare=None, **settings):
+        f = world.function = await world.deploy()
         for answer in answers:
             one = await world.running(f)
-            one.upstream = SimpleNamespace(request=_answering(one, answer, world.asked), close=one.upstream.close)
+            one.upstream = _upstream(one, answer, world.asked)
         if prepare is not None:
             prepare(f)
-        proxy = Proxy(world.controller, Metrics(), world.settings, world.clock)
-        proxy(exchange)
-        while not (exchange.done or exchange.cut):
-            await asyncio.sleep(0)
-        world.function = f
-        return exchange
+        return Proxy(world.controller, Metrics(), replace(world.settings, **settings), world.clock)
 
     world.asked = []
+    return made
+
+
+@pytest.fixture
+def ask(world, site):
+    """Invoke `f`."""
+
+    async def ask(exchange, *answers, **more):
+        (await site(*answers, **more))(exchange)
+        while not (exchange.done or exchange.cut):
+            await asyncio.sleep(0)
+        return exchange
+
     return lambda exchange, *answers, **more: asyncio.run(asyncio.wait_for(ask(exchange, *answers, **more), 5))
 
 
-def _answering(instance, answer, asked):
-    async def request(method, target, headers, body, *, timeout_s):
-        asked.append((instance.id, method, target, dict(headers), body))
+@pytest.fixture
+def call(site, world):
+    """Invoke `f` from the provider itself."""
+
+    async def call(*answers, headers=(), timeout_s=9.0, **more):
+        proxy = await site(*answers, **more)
+        return await proxy.call(world.function, "POST", "/a?b", headers, b"body", timeout_s=timeout_s)
+
+    return lambda *answers, **more: asyncio.run(asyncio.wait_for(call(*answers, **more), 5))
+
+
+def _upstream(instance, answer, asked):
+    """Has no open connection, so that everything takes the long way; the short one is for real sockets."""
+
+    async def request(method, target, headers, body, *, timeout_s, silence_s=None):
+        asked.append((instance.id, method, target, dict(headers), body, timeout_s))
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    return request
+    async def close():
+        pass
+
+    return SimpleNamespace(request=request, send_now=lambda *_, **__: None, close=close)
 
 
 def test_a_request_is_passed_on_whole(world, ask):
@@ -109,7 +140,7 @@ def test_a_request_is_passed_on_whole(world, ask):
         (b"transfer-encoding", b"chunked"),
     ]
     ask(Exchange("/function/f.openfaas-fn/a/b", "PUT", headers, "x=1"), reply())
-    ((_, method, target, sent, body),) = world.asked
+    ((_, method, target, sent, body, _),) = world.asked
     assert (method, target, body) == ("PUT", "/a/b?x=1", b"body")
     assert set(sent) == {b"host", b"x-a", b"x-forwarded-host", b"x-forwarded-for", b"x-call-id", b"x-start-time"}
     assert (sent[b"x-forwarded-host"], sent[b"x-forwarded-for"]) == (b"h", b"1.2.3.4:5")
@@ -155,7 +186,7 @@ def test_a_dead_instance_is_taken_out_at_once(world, ask):
     def prepare(f):
         first = f.dispatcher.choose()
         f.dispatcher.update({i.id: (0.0 if i.id != first else 1.0, 1) for i in f.serving()})
-        f.instances[first].upstream.request = _answering(f.instances[first], dying, world.asked)
+        f.instances[first].upstream = _upstream(f.instances[first], dying, world.asked)
         world.backend.running.pop(first)
 
     exchange = ask(Exchange(), reply(), reply(), prepare=prepare)
@@ -206,7 +237,7 @@ def test_a_cold_start(world, ask):
 
         def start_ready(*arguments, **more):
             one = start(*arguments, **more)
-            one.upstream = SimpleNamespace(request=_answering(one, reply(), world.asked), close=one.upstream.close)
+            one.upstream = _upstream(one, reply(), world.asked)
             world.backend.ready.add(one.id)
             asyncio.get_running_loop().call_soon(world.fleet._look)
             return one
@@ -226,7 +257,9 @@ def test_a_cold_start(world, ask):
 )  # fmt: skip
 def test_what_is_refused_at_the_door(ask, path, method, status):
     """Unknown function, strange method."""
-    assert ask(Exchange(path, method), reply()).status == status
+    exchange = ask(Exchange(path, method), reply())
+    assert exchange.status == status
+    assert (b"allow" in exchange.sent) == (status == 405)
 
 
 def test_counting(world, ask):
@@ -253,3 +286,201 @@ def test_speed_is_learned_from_requests_that_were_alone(world, ask):
 
     ask(Exchange(), answer, prepare=prepare)
     assert world.function.observed_exec_s == 0.25
+
+
+# what is tried again -------------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_is_tried_elsewhere(world, ask):
+    """The instance has done nothing yet: another one answers, and both are free again."""
+    exchange = ask(Exchange(), refusal(), refusal(), reply())
+    assert (exchange.status, exchange.answer) == (200, b"answer")
+    assert len({id_ for id_, *_ in world.asked}) == len(world.asked) > 1
+    assert all(one.in_flight == 0 for one in world.function.instances.values())
+
+
+def test_when_all_refuse_the_last_refusal_is_passed_on(world, ask):
+    """With its own words; and a crowd of full instances is not asked one after the other."""
+    exchange = ask(Exchange(), *[refusal(b"7 requests are waiting already\n")] * 5)
+    assert (exchange.status, exchange.answer) == (503, b"7 requests are waiting already\n")
+    assert exchange.sent[b"retry-after"] == b"1"
+    assert len(world.asked) == 3
+
+
+def test_a_handlers_own_503_is_not_tried_elsewhere(world, ask):
+    """It has run."""
+    assert ask(Exchange(), refusal(b"come back later"), reply(503), reply(503)).status == 503
+    assert len(world.asked) == 1
+
+
+def test_refusals_are_known_by_the_watchdogs_own_words():
+    """All of them, in plain text and as the inference protocol says it."""
+    pipeline = SimpleNamespace(
+        settings=SimpleNamespace(max_inflight=3, queue_max=5), _in_flight_max=3, _in_pool=0,
+        metrics=SimpleNamespace(in_flight=3), batcher=SimpleNamespace(waiting=5),
+    )  # fmt: skip
+    full = Pipeline.refusal(pipeline)
+    pipeline.metrics.in_flight = 0
+    for fault in (full, Pipeline.refusal(pipeline), _loading()):
+        for body in (f"{fault}\n".encode(), b'{"error": "%b"}' % str(fault).encode()):
+            assert refuses(fault.status, _RETRY, body)
+            assert not refuses(fault.status, [], body)
+            assert not refuses(200, _RETRY, body)
+            assert not refuses(fault.status, _RETRY, body + b"x")
+    assert refuses(429, [(b"x-openfaas-internal", b"faas-middleware")], b"Concurrent request limit exceeded\n")
+
+
+# limits --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("said", "allowed_s"), [(b"500ms", 0.5), (b"2", 2.0), (b"1h", 60.0)])
+def test_a_client_may_wait_less_but_not_longer(world, ask, said, allowed_s):
+    """As a Go duration, or in seconds."""
+    ask(Exchange(headers=[(b"x-timeout", said)]), reply())
+    assert world.asked[0][5] == pytest.approx(allowed_s)
+
+
+@pytest.mark.parametrize("said", [b"soon", b"-1s", b"0", b"", b"9" * 400 + b"h"])
+def test_a_wrong_limit_is_refused(world, ask, said):
+    """400 and a sentence, and nobody is asked."""
+    exchange = ask(Exchange(headers=[(b"x-timeout", said)]), reply())
+    assert exchange.status == 400
+    assert exchange.answer
+    assert world.asked == []
+
+
+def test_a_cold_start_that_takes_too_long(world, ask):
+    """504 when the time is over; nobody waits any more then."""
+    exchange = ask(Exchange(headers=[(b"x-timeout", b"10ms")]))
+    assert exchange.status == 504
+    assert b"became ready within 0.01 s" in exchange.answer
+    assert world.function.waiters == []
+
+
+def test_only_so_many_wait_for_a_cold_start(world, site):
+    """One more gets 503 and may ask again; a client that leaves makes room."""
+
+    async def play():
+        proxy = await site(waiting_max=2)
+        waiting, more = [Exchange(), Exchange()], Exchange()
+        for exchange in (*waiting, more):
+            proxy(exchange)
+        await world.settle()
+        assert (more.status, more.sent[b"retry-after"]) == (503, b"1")
+        assert [exchange.status for exchange in waiting] == [0, 0]
+        waiting[0].on_gone()
+        await world.settle()
+        assert (waiting[0].status, len(world.function.waiters)) == (499, 1)
+        waiting[1].on_gone()
+        await world.settle()
+        assert (world.function.waiters, world.function.in_flight, proxy.in_flight) == ([], 0, 0)
+
+    asyncio.run(play())
+
+
+def test_only_so_many_are_under_way(world, site):
+    """What cannot be taken on is told so at once, and counted."""
+
+    async def play():
+        proxy = await site(streams_max=1)
+        first, second = Exchange(), Exchange()
+        proxy(first)
+        proxy(second)
+        assert (second.status, second.sent[b"retry-after"], first.status) == (503, b"1", 0)
+        assert b"1 invocations are under way already" in second.answer
+        first.on_gone()
+        await world.settle()
+        assert proxy.in_flight == 0
+        third = Exchange()
+        proxy(third)
+        assert third.status == 0
+        third.on_gone()
+        await world.settle()
+
+    asyncio.run(play())
+    assert world.function.arrived == 3
+
+
+# tokens and traces ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [None, b"Bearer wrong", b"Basic good", b"good", b"Bearer ", b"Bearer good2"])
+def test_a_closed_function_wants_its_token(world, ask, given):
+    """401 says how."""
+    headers = [] if given is None else [(b"authorization", given)]
+    exchange = ask(Exchange(headers=headers), reply(), prepare=lambda f: setattr(f, "tokens", (b"other", b"good")))
+    assert (exchange.status, exchange.sent[b"www-authenticate"], world.asked) == (401, b"Bearer", [])
+    assert world.function.arrived == 0
+
+
+@pytest.mark.parametrize(("tokens", "passed"), [((b"other", b"good"), False), ((), True)])
+def test_a_token_is_not_the_functions_business(world, ask, tokens, passed):
+    """An open function gets what the client sent for it."""
+    headers = [(b"authorization", b"Bearer good"), (b"connection", b"authorization")]
+    exchange = ask(Exchange(headers=headers), reply(), prepare=lambda f: setattr(f, "tokens", tokens))
+    assert exchange.status == 200
+    assert (b"authorization" in world.asked[0][3]) is passed
+
+
+@pytest.mark.parametrize("own", [None, b"", b"a" * 129, b"a\x01b", b"\xff"])
+def test_a_call_without_a_sane_id_gets_one(world, ask, own):
+    """A UUID, told to the function and to the client."""
+    exchange = ask(Exchange(headers=[] if own is None else [(b"x-call-id", own)]), reply())
+    told = exchange.sent[b"x-call-id"]
+    assert re.fullmatch(rb"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", told)
+    assert world.asked[0][3][b"x-call-id"] == told
+    assert int(exchange.sent[b"x-start-time"]) == int(world.clock.wall_s() * 1e9)
+    assert float(exchange.sent[b"x-duration-seconds"]) == 0.0
+
+
+def test_call_ids_differ():
+    """Also where the counter overflows, and between two starts."""
+    ids = CallIds(b"\xff" * 16)
+    numbers = {ids.next() for _ in range(1000)} | {CallIds(b"\xfe" * 16).next()}
+    assert len(numbers) == 1001
+
+
+def test_the_wire_and_the_fields_say_the_same():
+    """A request that is sent at once and one that takes the long way are alike."""
+    head = Head("POST", "/function/f/a%2Fb", "x=%20", [(b"host", b"h"), (b"authorization", b"A"), (b"x", b"y")])
+    passage, trace = passage_of(head), [(b"x-call-id", b"i"), (b"x-start-time", b"1")]
+    lines = passage.on_the_wire(trace, "1.2.3.4:5", b"body", authorized=False).split(b"\r\n")
+    fields = passage.fields(trace, "1.2.3.4:5", authorized=False)
+    assert lines[0] == b"POST /a%2Fb?x=%20 HTTP/1.1"
+    assert sorted(lines[1:-2]) == sorted([b"%b: %b" % field for field in fields] + [b"content-length: 4"])
+    assert lines[-2:] == [b"", b"body"]
+
+
+# from the provider itself --------------------------------------------------------------------------------------------
+
+
+def test_a_call(world, call):
+    """Counted and dispatched as a client's request; the trace of the caller is kept."""
+    headers = [(b"x-call-id", b"mine"), (b"x-start-time", b"7"), (b"te", b"x"), (b"x-a", b"1")]
+    outcome = call(reply(207, b"said", [(b"x-b", b"2"), (b"connection", b"close")]), headers=headers)
+    assert (outcome.status, outcome.body, outcome.headers) == (207, b"said", ((b"x-b", b"2"),))
+    ((_, method, target, sent, body, timeout_s),) = world.asked
+    assert (method, target, body, timeout_s) == ("POST", "/a?b", b"body", 9.0)
+    assert sent == {b"x-a": b"1", b"x-call-id": b"mine", b"x-start-time": b"7"}
+    assert (world.function.invocations, world.function.in_flight) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "words"),
+    [
+        (Broken("closed"), 502, b"failed while answering: closed\n"),
+        (TimedOut("late"), 504, b"did not answer in time: late\n"),
+        (NotSent("refused"), 503, b"No endpoints available"),
+        (ZeroDivisionError(), 500, b"failed inside the provider\n"),
+        (reply(body=bytes(11), complete=False), 502, b"larger than 10 bytes\n"),
+        (reply(body=bytes(11)), 502, b"larger than 10 bytes\n"),
+        (reply(complete=False, breaks=True, body=b""), 502, b"failed while answering: gone\n"),
+    ],
+)
+def test_a_call_that_fails_is_an_outcome(world, call, answer, status, words):
+    """Nothing is raised; who reads it can tell it from an answer of the function."""
+    outcome = call(answer, body_max_bytes=10)
+    assert outcome.status == status
+    assert words in outcome.body
+    assert (b"x-openfaas-internal", b"proxy") in outcome.headers
+    assert (world.function.in_flight, [one.in_flight for one in world.function.instances.values()]) == (0, [0])

@@ -108,7 +108,7 @@ class BodyStream:
 
     def fail(self, sentence: str) -> None:
         """The rest will never come."""
-        if not self.ended:
+        if not self.ended and not self._failure:
             self._failure = sentence
             self._wake()
 

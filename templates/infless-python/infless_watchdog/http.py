@@ -71,7 +71,7 @@ class Edge:
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle: list[Connection] = []
         """Some that had nothing in the making a while ago, the longest idle one last."""
-        self._idle_at_s = -math.inf
+        self._idle_at_s = self._idle_sweep_s = -math.inf
 
     async def listen(self, sock: Any, tls: ssl.SSLContext | None = None) -> None:
         """Accept clients on a bound socket.
@@ -104,9 +104,9 @@ class Edge:
                 if unused and connection.close_if_idle():
                     self.connections.discard(connection)
                     return True
-            if self.now_s == self._idle_at_s:
+            if self.now_s == self._idle_sweep_s:
                 break  # all were looked at since the last sweep, and a crowd must not make us look again and again
-            self._idle_at_s = self.now_s
+            self._idle_sweep_s, self._idle_at_s = self.now_s, self.loop.time()
             idle = (connection for connection in self.connections if connection.idle)
             self._idle = sorted(idle, key=lambda connection: connection.since_s, reverse=True)
         return False

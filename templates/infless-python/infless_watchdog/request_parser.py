@@ -12,8 +12,8 @@ import httptools
 from infless_watchdog.body_stream import BodyStream
 from infless_watchdog.calls import Head, Header
 
-_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
-"""RFC 3986, section 3.2: what a host and port may be written with; an empty one is allowed."""
+_HOST = re.compile(rb"[A-Za-z0-9._~%:\[\]-]*")
+"""What names, addresses and ports are written with; an empty one is allowed (RFC 9112, section 3.2)."""
 _ORIGIN = re.compile(rb"https?://[^/?#]*")
 
 

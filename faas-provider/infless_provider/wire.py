@@ -169,19 +169,17 @@ def parse_secret(data: Mapping[str, Any], *, valued: bool) -> SecretWish:
     name, namespace = data.get("name"), parse_namespace(data.get("namespace"))
     if not isinstance(name, str) or not _is_secret_name(name):
         raise InvalidInput(
-            f"name {name!r} is not a secret's name: use a-z, 0-9, '-' and '.' inside, at most {_SECRET_NAME_MAX} of them"
+            f"name {name!r} is not a secret's name: use a-z, 0-9, '-' and '.' inside, at most {_SECRET_NAME_MAX}"
         )
     raw, text = data.get("rawValue"), data.get("value")
-    value = b""
-    if isinstance(raw, str) and raw:
+    if not all(isinstance(one, str | None) for one in (raw, text)):
+        raise InvalidInput(f"value and rawValue of secret {name!r} must be strings")
+    value = (text or "").encode(errors="surrogatepass")
+    if raw:
         try:
             value = base64.b64decode(raw, validate=True)
         except ValueError:
             raise InvalidInput(f"rawValue of secret {name!r} is not base64") from None
-    elif isinstance(text, str):
-        value = text.encode(errors="surrogatepass")
-    elif raw is not None or text is not None:
-        raise InvalidInput(f"value and rawValue of secret {name!r} must be strings")
     if valued and not value:
         raise InvalidInput(f"secret {name!r} has no value: send value, or rawValue in base64")
     if len(value) > SECRET_BYTES_MAX:

@@ -117,13 +117,10 @@ class Callbacks:
     ) -> None:
         self._policy = policy
         self._timeout_s = timeout_s
+        self._connections_max = connections_max
+        self._tls = tls
         self._network = CheckedNetwork(policy)
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls or ssl.create_default_context(),
-            max_connections=connections_max,
-            keepalive_expiry=5.0,
-            network_backend=self._network,
-        )
+        self._pool: httpcore.AsyncConnectionPool | None = None
 
     def check(self, url: str) -> Target:
         """The target of a callback URL.
@@ -163,7 +160,7 @@ class Callbacks:
         request = httpcore.Request(
             "POST", url, headers=sent, content=body, extensions={"timeout": {"connect": _CONNECT_TIMEOUT_S}}
         )
-        response = await self._pool.handle_async_request(request)
+        response = await self._connections().handle_async_request(request)
         try:
             heard = [(name.lower(), value) for name, value in response.headers]
             delivery = Delivery(status=response.status, headers=heard)
@@ -184,7 +181,19 @@ class Callbacks:
         except (TimeoutError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
             return
 
+    def _connections(self) -> httpcore.AsyncConnectionPool:
+        """Made for the first callback: reading the system's authorities takes a while, and many never have one."""
+        if self._pool is None:
+            self._pool = httpcore.AsyncConnectionPool(
+                ssl_context=self._tls or ssl.create_default_context(),
+                max_connections=self._connections_max,
+                keepalive_expiry=5.0,
+                network_backend=self._network,
+            )
+        return self._pool
+
     async def close(self) -> None:
         """Close what is open."""
-        await self._pool.aclose()
+        if self._pool is not None:
+            await self._pool.aclose()
         self._network.close()

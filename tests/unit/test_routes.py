@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import json
+import re
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,68 +21,65 @@ from infless_core.errors import (
     StateError,
 )
 from infless_core.model import Problem, Server
-from infless_provider.routes import build_app
+from infless_provider.auth import Credentials
+from infless_provider.routes import Parts, build_app
 from infless_provider.wsgi import WsgiBridge
 from infless_scheduler.problem_file import parse_problem_text
 from infless_watchdog.http import Edge, Limits
 
-PASSWORD = "secret"
+ADMIN = Credentials(user="admin", password="secret")
 PROBLEM = Problem(servers=(Server(id="local", cpu_cores=4, memory_bytes=2**30),), functions=())
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"admin:secret").decode()}
+ANSWERS = {
+    "listing": [{"name": "hello"}],
+    "overview": {"instances": []},
+    "telemetry": {"functions": 1},
+    "discovery": [{"targets": ["h:1"], "labels": {}}],
+    "invocations": {"hello.openfaas-fn": 7},
+    "list_namespaces": ["openfaas-fn"],
+    "list_secrets": [{"name": "key", "namespace": "openfaas-fn"}],
+    "namespace": {"name": "dev", "labels": {}, "annotations": {}},
+    "problem": PROBLEM,
+    "metrics": b"# metrics\n",
+}
 
 
-class FakeController:
-    """Keeps what it was asked, knows one function, and fails when told to."""
+class Everything:
+    """Controller, views and tenants in one: keeps what it was asked, knows one function, and fails when told to."""
 
     def __init__(self):
-        self.asked, self.failure = [], None
+        self.asked, self.failure, self.observed = [], None, []
+        self.backend = SimpleNamespace(name="process")
 
-    async def _do(self, *what):
-        self.asked.append(what)
-        if self.failure is not None:
-            raise self.failure
+    def __getattr__(self, name):
+        async def do(*what, **how):
+            self.asked.append((name, *what, *how.values()))
+            if self.failure is not None:
+                raise self.failure
+            return ANSWERS.get(name)
 
-    async def deploy(self, data):
-        """POST."""
-        await self._do("deploy", data)
+        return do
 
     async def update(self, data):
         """PUT."""
-        await self._do("update", data)
+        await self.__getattr__("update")(data)
         if data.get("service") != "hello":
             raise NotFound("function 'x' does not exist")
 
-    async def remove(self, name):
-        """DELETE."""
-        await self._do("remove", name)
-
-    async def scale(self, name, replicas):
-        """Scale."""
-        await self._do("scale", name, replicas)
-
-    async def describe(self, name, *, usage):
+    async def describe(self, name, namespace, *, usage):
         """Status."""
-        await self._do("describe", name, usage)
+        await self.__getattr__("describe")(name, namespace, usage)
         return {"name": name}
 
-    async def listing(self):
-        """All."""
-        await self._do("list")
-        return [{"name": "hello"}]
+    def observe(self, *what):
+        """What metrics are told."""
+        self.observed.append(what)
 
-    async def overview(self):
-        """Ours."""
-        return {"instances": []}
-
-    async def discovery(self):
-        """For Prometheus."""
-        await self._do("targets")
-        return [{"targets": ["h:1"], "labels": {}}]
-
-    async def problem(self):
-        """What is planned for; the autoscaler's, in truth."""
-        await self._do("problem")
-        return PROBLEM
+    def parts(self):
+        """Every part is this one."""
+        return Parts(
+            controller=self, views=self, tenants=self, problem=self.problem, metrics=self.metrics, observe=self.observe
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +96,18 @@ def loop():
 
 @pytest.fixture(scope="module")
 def app(loop):
-    """The application with a password; its controller is `app.controller`."""
-    controller = FakeController()
-    app = build_app(controller, loop, PASSWORD, lambda: b"# metrics\n", controller.problem)
-    app.controller = controller
+    """The application with a password; what it asks is `app.everything`."""
+    everything = Everything()
+    app = build_app(everything.parts(), loop, ADMIN)
+    app.everything = everything
     return app
 
 
 @pytest.fixture
 def controller(app):
     """As new."""
-    app.controller.asked, app.controller.failure = [], None
-    return app.controller
+    app.everything.asked, app.everything.failure, app.everything.observed = [], None, []
+    return app.everything
 
 
 @pytest.fixture
@@ -130,27 +129,57 @@ SYSTEM = [
     ("GET", "/system/infless/problem", 200),
     ("GET", "/system/infless/targets", 200),
     ("GET", "/system/secrets", 200),
-    ("POST", "/system/secrets", 501),
-    ("PUT", "/system/secrets", 501),
-    ("DELETE", "/system/secrets", 501),
-    ("GET", "/system/telemetry", 501),
-    ("POST", "/system/alert", 501),
-    ("POST", "/system/namespace/", 501),
-    ("GET", "/system/namespace/dev", 501),
-    ("PUT", "/system/namespace/dev", 501),
-    ("DELETE", "/system/namespace/dev", 501),
+    ("POST", "/system/secrets", 201),
+    ("PUT", "/system/secrets", 200),
+    ("DELETE", "/system/secrets", 202),
+    ("GET", "/system/telemetry", 200),
+    ("POST", "/system/alert", 200),
+    ("POST", "/system/namespace/", 201),
+    ("GET", "/system/namespace/dev", 200),
+    ("POST", "/system/namespace/dev", 201),
+    ("PUT", "/system/namespace/dev", 200),
+    ("DELETE", "/system/namespace/dev", 202),
 ]
+UNKNOWN = [
+    ("GET", "/system/nope", 404), ("POST", "/system/", 404), ("GET", "/system/function/", 404),
+    ("GET", "/system/function/a/b", 404), ("PATCH", "/system/functions", 405), ("GET", "/system/alert", 405),
+    ("GET", "/system/namespace/", 405), ("DELETE", "/system/info", 405),
+]  # fmt: skip
 BODY = {"service": "hello", "image": "i", "functionName": "hello", "serviceName": "hello", "replicas": 2}
 
 
 @pytest.mark.parametrize(("verb", "path", "status"), SYSTEM)
 def test_every_system_route(client, verb, path, status):
-    """Its status is one that faas-cli and the gateway take; 501 for what this version lacks."""
+    """Its status is one that faas-cli and the gateway take."""
     assert client.open(path, method=verb, json=BODY, headers=LOGIN).status_code == status
 
 
-@pytest.mark.parametrize(("verb", "path", "_"), SYSTEM)
-@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer "}, {"Authorization": "Basic d3Jvbmc="}])
+def test_the_table_is_whole(app):
+    """A route that is added belongs into it, and is tried with and without credentials then."""
+    told = {(verb, re.sub("(hello|dev)$", "<name>", path)) for verb, path, _ in SYSTEM}
+    there = {
+        (verb, rule.rule)
+        for rule in app.url_map.iter_rules()
+        for verb in rule.methods - {"HEAD", "OPTIONS"}
+        if rule.rule.startswith("/system/")
+    }
+    assert there == told
+
+
+@pytest.mark.parametrize(("verb", "path", "status"), UNKNOWN)
+def test_what_is_no_route(client, controller, verb, path, status):
+    """In a sentence with verb and path; nothing is done."""
+    answer = client.open(path, method=verb, json=BODY, headers=LOGIN)
+    assert answer.status_code == status
+    assert answer.text.startswith(f"{verb} {path}: ")
+    assert controller.asked == []
+
+
+@pytest.mark.parametrize(("verb", "path", "_"), SYSTEM + UNKNOWN)
+@pytest.mark.parametrize(
+    "header",
+    [{}, {"Authorization": "Bearer "}, {"Authorization": "Basic d3Jvbmc="}, {"Authorization": "Bearer secret"}],
+)
 def test_every_system_route_wants_credentials(client, controller, verb, path, _, header):
     """An empty bearer (a CLI that never logged in) is none; nothing was done."""
     answer = client.open(path, method=verb, json=BODY, headers=header)
@@ -174,15 +203,49 @@ def test_probes_are_open(client, path, verb):
     assert answer.content_type.startswith("text/plain")
 
 
-def test_async_invocations_are_refused_openly(client):
-    """They need no login in OpenFaaS; 401 would send people to `faas-cli login`."""
-    assert client.post("/async-function/hello").status_code == 501
+@pytest.mark.parametrize("verb", ["HEAD", "OPTIONS"])
+def test_other_verbs_are_guarded_as_well(client, controller, verb):
+    """What Flask answers by itself is told to nobody else either."""
+    assert client.open("/system/functions", method=verb).status_code == 401
+    assert controller.asked == []
+
+
+def test_a_gateway_asks_without_credentials(client):
+    """As it asks Prometheus: it has none for that."""
+    query = 'sum(gateway_function_invocation_total{function_name=~".*.openfaas-fn"}) by (function_name)'
+    answer = client.get("/api/v1/query", query_string={"query": query})
+    (found,) = answer.json["data"]["result"]
+    assert (found["metric"], found["value"][1]) == ({"function_name": "hello.openfaas-fn"}, "7")
+    assert client.get("/api/v1/query").json["data"]["result"] == []
 
 
 def test_without_authentication_everything_is_open(controller, loop):
     """`--no-auth`."""
-    app = build_app(controller, loop, None, bytes, controller.problem)
+    app = build_app(controller.parts(), loop, None)
     assert app.test_client().get("/system/functions").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "route", "status"),
+    [
+        ("GET", "/system/function/hello", "/system/function", 200),
+        ("POST", "/system/functions", "/system/functions", 202),
+        ("GET", "/nope/123", "other", 404),
+        ("GET", "/system/nope/123", "other", 404),
+    ],
+)
+def test_every_answer_is_counted(client, controller, verb, path, route, status):
+    """By route, never by what stands in it: that would make a series for each name that somebody tries."""
+    client.open(path, method=verb, json=BODY, headers=LOGIN)
+    ((*told, seconds),) = controller.observed
+    assert told == [status, verb, route]
+    assert 0 <= seconds < 60
+
+
+def test_refused_calls_are_counted(client, controller):
+    """Somebody may be guessing passwords."""
+    client.get("/system/functions")
+    assert controller.observed[0][:3] == (401, "GET", "/system/functions")
 
 
 def test_an_unknown_route(client):
@@ -234,7 +297,7 @@ def test_a_body_that_is_no_json_object(client, controller, verb, body):
 def test_no_content_type_is_needed(client, controller):
     """The gateway's scale call sends none."""
     client.post("/system/scale-function/hello", data=b'{"replicas": 3}', headers=LOGIN)
-    assert controller.asked == [("scale", "hello", 3)]
+    assert controller.asked == [("scale", "hello", None, 3)]
 
 
 def test_update_of_an_unknown_function_is_404(client):
@@ -246,7 +309,7 @@ def test_remove_reads_the_body(client, controller):
     """`functionName`, and an empty answer."""
     answer = client.delete("/system/functions", json={"functionName": "hello"}, headers=LOGIN)
     assert (answer.status_code, answer.data) == (202, b"")
-    assert controller.asked == [("remove", "hello")]
+    assert controller.asked == [("remove", "hello", None)]
 
 
 @pytest.mark.parametrize("body", [{}, {"functionName": ""}, {"functionName": 3}])
@@ -261,7 +324,7 @@ def test_remove_without_a_name(client, body):
 def test_describe_measures_only_when_asked(client, controller, query, usage):
     """The CLI asks with 1, the gateway with false."""
     assert client.get(f"/system/function/hello.openfaas-fn{query}", headers=LOGIN).json == {"name": "hello.openfaas-fn"}
-    assert controller.asked == [("describe", "hello.openfaas-fn", usage)]
+    assert controller.asked == [("describe", "hello.openfaas-fn", None, usage)]
 
 
 @pytest.mark.parametrize(
@@ -269,22 +332,49 @@ def test_describe_measures_only_when_asked(client, controller, query, usage):
     [
         ("GET", "/system/functions?namespace=NS", None),
         ("GET", "/system/function/hello?namespace=NS", None),
+        ("GET", "/system/secrets?namespace=NS", None),
         ("DELETE", "/system/functions", {"functionName": "hello", "namespace": "NS"}),
         ("DELETE", "/system/functions?namespace=NS", {"functionName": "hello"}),
+        ("DELETE", "/system/functions?namespace=NS", {"functionName": "hello", "namespace": ""}),
+        ("DELETE", "/system/functions?namespace=other", {"functionName": "hello", "namespace": "NS"}),
         ("POST", "/system/scale-function/hello", {"replicas": 1, "namespace": "NS"}),
         ("POST", "/system/scale-function/hello?namespace=NS", {"replicas": 1}),
     ],
 )
-def test_namespaces_travel_in_query_or_body(client, verb, path, body):
-    """The default is taken, empty is the default, any other is refused with 400."""
+@pytest.mark.parametrize("namespace", ["dev", "", "../x"])
+def test_namespaces_travel_in_query_or_body(client, controller, verb, path, body, namespace):
+    """Old clients and the gateway name it in the query, new ones in the body, which wins; parts check it."""
+    meant = namespace or ("other" if "other" in path else None)
+    text = json.dumps(body).replace("NS", namespace)
+    client.open(path.replace("NS", namespace), method=verb, data=text, headers=LOGIN)
+    (asked,) = controller.asked
+    told = asked[1] if asked[0] in ("listing", "list_secrets") else asked[2]
+    assert (told or None) == meant
 
-    def status(namespace):
-        text = json.dumps(body).replace("NS", namespace)
-        return client.open(path.replace("NS", namespace), method=verb, data=text, headers=LOGIN).status_code
 
-    assert status("openfaas-fn") in (200, 202)
-    assert status("") in (200, 202)
-    assert status("other") == 400
+@pytest.mark.parametrize(
+    ("verb", "path", "asked"),
+    [
+        ("POST", "/system/namespace/", ("create_namespace", BODY, "")),
+        ("POST", "/system/namespace/dev", ("create_namespace", BODY, "dev")),
+        ("PUT", "/system/namespace/dev", ("update_namespace", BODY, "dev")),
+        ("DELETE", "/system/namespace/dev", ("delete_namespace", "dev")),
+        ("GET", "/system/namespace/dev", ("namespace", "dev")),
+        ("POST", "/system/secrets", ("create_secret", BODY)),
+        ("PUT", "/system/secrets", ("update_secret", BODY)),
+        ("DELETE", "/system/secrets", ("delete_secret", BODY)),
+        ("POST", "/system/alert", ("alert", BODY)),
+    ],
+)
+def test_who_is_asked(client, controller, verb, path, asked):
+    """Each route its own part, with the body and what stands in the path."""
+    client.open(path, method=verb, json=BODY, headers=LOGIN)
+    assert controller.asked == [asked]
+
+
+def test_removing_a_namespace_needs_no_body(client, controller):
+    """faas-cli sends one, others do not."""
+    assert client.delete("/system/namespace/dev", headers=LOGIN).status_code == 202
 
 
 def test_info_in_the_gateways_form(client):
@@ -309,10 +399,12 @@ def test_the_problem_is_a_plan_file(client, controller):
     assert controller.asked == [("problem",)]
 
 
-def test_lists(client):
-    """Namespaces hold the default, secrets are none yet."""
-    assert client.get("/system/namespaces", headers=LOGIN).json == ["openfaas-fn"]
-    assert client.get("/system/secrets", headers=LOGIN).json == []
+@pytest.mark.parametrize("path", ["namespaces", "secrets", "functions", "telemetry", "overview"])
+def test_answers_are_json(client, path):
+    """As the parts give it, with its type."""
+    answer = client.get(f"/system/{path}", headers=LOGIN)
+    names = {"namespaces": "list_namespaces", "secrets": "list_secrets", "functions": "listing"}
+    assert (answer.content_type, answer.json) == ("application/json", ANSWERS[names.get(path, path)])
 
 
 class TestBridge:
@@ -354,12 +446,12 @@ class TestBridge:
         chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
         answer = send("DELETE /system/functions", "Transfer-Encoding: chunked", body=chunks)
         assert answer.startswith("HTTP/1.1 202 ")
-        assert controller.asked == [("remove", "hello")]
+        assert controller.asked == [("remove", "hello", None)]
 
     def test_escapes_in_the_path(self, send, controller):
         """WSGI applications get it decoded."""
         assert send("GET /system/function/hel%6Co?usage=1").startswith("HTTP/1.1 200 ")
-        assert controller.asked == [("describe", "hello", True)]
+        assert controller.asked == [("describe", "hello", None, True)]
 
     def test_head(self, send):
         """No body, but its length."""

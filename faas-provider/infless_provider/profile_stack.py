@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from infless_provider.backends.process import ProcessBackend
 from infless_provider.bundles import digest_of, find_bundle, profile_key
 from infless_provider.profiling import Profiles
 from infless_provider.settings import usable_cores
-from infless_provider.stackfile import read_stack
+from infless_provider.stackfile import StackFunction, read_stack
 
 
 def profile_functions(
@@ -35,29 +36,41 @@ def profile_functions(
     """
     cpus = usable_cores(cpu_cores)
     store = ProfileStore(state_dir / "profiles.sqlite", processor_name())
-    profiles = Profiles(store, SystemClock(), len(cpus), ProcessBackend(cpus, state_dir, bundles_dir).curve)
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for function in read_stack(stack_path, os.environ, names).functions:
-        bundle = find_bundle(bundles_dir, function.name, function.image)
-        wishes = parse_wishes(function.deployment.get("labels", {}))
-        environment = wishes.environment(function.deployment.get("envVars", {}))
-        name = function.name
-        found = profiles.measure(
-            profile_key(digest_of(bundle), environment),
-            str(bundle.resolve()),
-            environment,
-            batches or batch_sizes(wishes.batch_max),
-            lambda told, name=name: progress(f"{name}: {told}"),  # type: ignore[misc]
-        )
-        tables[name] = [
-            {
-                "batch": m.configuration.batch,
-                "cpu_cores": m.configuration.cpu_cores,
-                "gpu_percent": m.configuration.gpu_percent,
-                "exec_s": m.point.exec_s,
-                "memory_bytes": m.memory_bytes,
-                "samples": len(m.samples_s),
-            }
-            for m in found
-        ]
-    return tables
+    with tempfile.TemporaryDirectory() as scratch:
+        # Not the state folder: a provider that starts there meanwhile would take the measurement for a stray.
+        backend = ProcessBackend(cpus, Path(scratch), bundles_dir)
+        profiles = Profiles(store, SystemClock(), len(cpus), backend.curve)
+        return {
+            function.name: _points(profiles, function, bundles_dir, batches, progress)
+            for function in read_stack(stack_path, os.environ, names).functions
+        }
+
+
+def _points(
+    profiles: Profiles,
+    function: StackFunction,
+    bundles_dir: Path,
+    batches: tuple[int, ...] | None,
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    bundle = find_bundle(bundles_dir, function.name, function.image)
+    wishes = parse_wishes(function.deployment.get("labels", {}))
+    environment = wishes.environment(function.deployment.get("envVars", {}))
+    found = profiles.measure(
+        profile_key(digest_of(bundle), environment),
+        str(bundle.resolve()),
+        environment,
+        batches or batch_sizes(wishes.batch_max),
+        lambda told: progress(f"{function.name}: {told}"),
+    )
+    return [
+        {
+            "batch": m.configuration.batch,
+            "cpu_cores": m.configuration.cpu_cores,
+            "gpu_percent": m.configuration.gpu_percent,
+            "exec_s": m.point.exec_s,
+            "memory_bytes": m.memory_bytes,
+            "samples": len(m.samples_s),
+        }
+        for m in found
+    ]

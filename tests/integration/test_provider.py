@@ -12,6 +12,7 @@ import pytest
 import requests
 from provider_process import ROOT, infless, processes_of, wait_until
 
+from infless_provider.auth import Credentials
 from infless_provider.client import Client
 from infless_scheduler.planner import plan
 from infless_scheduler.problem_file import parse_problem
@@ -110,7 +111,7 @@ class TestControlPlane:
 
     def test_what_if_on_the_live_system(self, provider):
         """The problem of a busy provider, with twice the load, is planned here; idle functions can be named."""
-        client = Client(provider.url, provider.password)
+        client = Client(provider.url, Credentials(user="admin", password=provider.password))
         provider.deploy("busy", TIMED)
         provider.deploy("idle")
         with load(provider, "busy"):

@@ -127,9 +127,11 @@ class ProviderProcess:
         """Leave nothing, whatever the tests did."""
         if self.process is not None and self.process.poll() is None:
             self.stop(signal.SIGINT)
-        for process in processes_of(self.root):
+        left = processes_of(self.root)
+        for process in left:
             with suppress(psutil.Error):
                 process.kill()
+        psutil.wait_procs(left, timeout=WAIT_S)
         shutil.rmtree(self.root, ignore_errors=True)
 
     # functions

@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from infless_core.errors import NotFound
-from infless_provider import cli, client, profile_stack, up
+from infless_provider import cli, client, profile_stack
+from infless_provider.auth import Credentials
 from infless_provider.client import Client, Refused, find_credentials
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "help"
@@ -29,7 +30,7 @@ def run(tmp_path, monkeypatch):
     """Run the command in a folder with a stack file and a state of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INFLESS_STATE", str(tmp_path / "state"))
-    for name in ("INFLESS_PASSWORD", "OPENFAAS_URL"):
+    for name in ("INFLESS_USER", "INFLESS_PASSWORD", "OPENFAAS_URL"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "stack.yml").write_text(STACK)
     return lambda *arguments: CliRunner().invoke(cli.main, arguments, prog_name="infless", terminal_width=100)
@@ -55,15 +56,6 @@ def test_version(run):
     "arguments",
     [
         ("nope",),
-        ("up", "--port", "0"),
-        ("up", "--port", "http"),
-        ("up", "--cpu-cores", "-1"),
-        ("up", "--latency-target", "fast"),
-        ("up", "--latency-target", "0"),
-        ("up", "--solver", "magic"),
-        ("up", "--prometheus", "127.0.0.1:9090"),
-        ("up", "--prometheus", "http://"),
-        ("up", "--prometheus", "http://x:http"),
         ("build", "-f", "none.yml"),
         ("build", "nope"),
         ("deploy", "-f", "none.yml"),
@@ -79,16 +71,6 @@ def test_wrong_usage_exits_with_2(run, arguments):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr
-
-
-def test_up_is_given_its_settings(run, monkeypatch, tmp_path):
-    """From options, and from the environment."""
-    given = []
-    monkeypatch.setattr(up, "run", given.append)
-    monkeypatch.setenv("INFLESS_UP_PORT", "9001")
-    assert run("up", "--no-auth", "--latency-target", "200ms", "--bundles", "b").exit_code == 0
-    assert (given[0].port, given[0].auth, given[0].default_target_s) == (9001, False, 0.2)
-    assert (given[0].bundles_dir, given[0].state_dir) == (tmp_path / "b", tmp_path / "state")
 
 
 def test_down_where_nothing_runs(run):
@@ -203,7 +185,7 @@ class TestClient:
             reply = client.requests.Response()
             reply.status_code, reply._content, reply.url = status, text.encode(), "http://x/y"
             monkeypatch.setattr(client.requests.Session, "request", lambda *_, **__: reply)
-            return Client("http://x/", "secret")
+            return Client("http://x/", Credentials(user="me", password="secret"))
 
         return answer
 
@@ -228,11 +210,29 @@ class TestClient:
         assert not Client("http://127.0.0.1:8080", None)._session.trust_env
         assert Client("http://gateway:8080", None)._session.trust_env
 
-    def test_the_password_is_found(self, tmp_path, monkeypatch):
-        """From the environment, else from the provider's own file."""
-        monkeypatch.delenv("INFLESS_PASSWORD", raising=False)
+    @pytest.mark.parametrize(
+        ("credentials", "sent"), [(Credentials(user="me", password="p"), ("me", "p")), (None, None)]
+    )
+    def test_credentials_are_sent(self, monkeypatch, credentials, sent):
+        """Or none: some providers want none."""
+        assert Client("http://127.0.0.1:8080", credentials)._session.auth == sent
+
+    def test_credentials_are_found(self, tmp_path, monkeypatch):
+        """From the environment, else from the provider's own files; each by itself."""
+        for name in ("INFLESS_USER", "INFLESS_PASSWORD"):
+            monkeypatch.delenv(name, raising=False)
         assert find_credentials(tmp_path) is None
         (tmp_path / "basic-auth-password").write_text("file\n")
-        assert find_credentials(tmp_path) == "file"
+        assert find_credentials(tmp_path) == Credentials(user="admin", password="file")
+        (tmp_path / "basic-auth-user").write_text(" me\n")
+        assert find_credentials(tmp_path) == Credentials(user="me", password="file")
         monkeypatch.setenv("INFLESS_PASSWORD", "env")
-        assert find_credentials(tmp_path) == "env"
+        assert find_credentials(tmp_path) == Credentials(user="me", password="env")
+        monkeypatch.setenv("INFLESS_USER", "you")
+        assert find_credentials(tmp_path) == Credentials(user="you", password="env")
+
+    def test_a_user_alone_is_no_credential(self, tmp_path, monkeypatch):
+        """There is nothing to send with it."""
+        monkeypatch.delenv("INFLESS_PASSWORD", raising=False)
+        monkeypatch.setenv("INFLESS_USER", "you")
+        assert find_credentials(tmp_path) is None

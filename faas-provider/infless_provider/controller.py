@@ -231,7 +231,8 @@ class Controller:
 
     def _scale(self, function: FunctionState, replicas: int | None) -> None:
         self._store(function, replace(function.stored, replicas=replicas))
-        function.wanted_at_s = -math.inf if replicas == 0 else self.clock.now_s()
+        if replicas is not None:  # else nobody wants it now
+            function.wanted_at_s = -math.inf if replicas == 0 else self.clock.now_s()
         self.on_dirty()
 
     async def alert(self, data: dict[str, Any]) -> None:

@@ -28,8 +28,8 @@ WATCH_S = 0.1
 """How often starting instances are asked whether they are ready."""
 _EVERYONE_EACH = 10
 """Those that serve are looked at each so many times, should a backend's event be lost."""
-DRAIN_GRACE_S = 65.0
-"""The longest invocation (`Settings.invoke_timeout_s`) and five seconds more."""
+DRAIN_GRACE_S = 5.0
+"""Beyond the longest invocation (`Settings.invoke_timeout_s`)."""
 LAST_ANSWERS_S = 1.5
 """An instance's worker notices within a second that its supervisor is gone, and ends."""
 
@@ -142,7 +142,7 @@ class Fleet:
         if instance.phase in (Phase.DRAINING, Phase.GONE):
             return
         instance.advance(Event.DRAIN)
-        instance.drain_until_s = self._clock.now_s() + DRAIN_GRACE_S
+        instance.drain_until_s = self._clock.now_s() + self._settings.invoke_timeout_s + DRAIN_GRACE_S
         self.record("stop", instance, reason)
         self.on_change(instance.function)
         self._end_when_idle(instance)
@@ -200,7 +200,7 @@ class Fleet:
         elif instance.phase is Phase.DRAINING:
             self._end_when_idle(instance)
             if now_s > instance.drain_until_s:
-                LOG.warning("%s did not drain within %.0f s; killed", instance.id, DRAIN_GRACE_S)
+                LOG.warning("%s is still busy after the longest invocation; killed", instance.id)
                 self._backend.kill(instance.id)
 
     def _found(self, instance: Instance, address: Address) -> None:

@@ -453,13 +453,20 @@ def test_draining_waits_for_what_was_sent(world):
     run(scenario())
 
 
-def test_what_does_not_drain_is_killed(world):
-    """After the longest invocation."""
+@pytest.mark.parametrize("invoke_timeout_s", [60.0, 600.0])
+def test_what_does_not_drain_is_killed(world, invoke_timeout_s):
+    """After the longest invocation that the provider was started for, and not before."""
+    world.settings = replace(world.settings, invoke_timeout_s=invoke_timeout_s)
+    world.controller.close()
+    world.controller = world.new_controller()
 
     async def scenario():
         one = await world.running(await world.deploy())
         world.fleet.drain(one, "test")
-        world.clock.advance(66)
+        world.clock.advance(invoke_timeout_s + 4)
+        await world.look(2)
+        assert one.phase is Phase.DRAINING
+        world.clock.advance(2)
         await world.look(2)
         assert (world.backend.running, one.phase) == ({}, Phase.GONE)
 

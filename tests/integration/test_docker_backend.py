@@ -126,7 +126,7 @@ def test_how_its_container_is_made(backend: Driven, artifact: str, owner: str) -
 
 
 def test_too_much_memory_is_told(backend: Driven, artifact: str) -> None:
-    """The kernel ends it, and the sentence names the limit."""
+    """The kernel kills one process of it, and the backend the rest; the sentence names the limit."""
     sight = backend.running(launch(artifact, "f-4", memory_bytes=128 << 20))
     with pytest.raises((requests.ConnectionError, AssertionError)):
         ask(sight, "hold", 512 << 20)

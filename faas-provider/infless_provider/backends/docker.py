@@ -27,7 +27,7 @@ from infless_core.model import Configuration, FunctionSpec, Server
 from infless_provider.backends import process_logs
 from infless_provider.backends.base import Address, Artifact, CurveOrder, Launch, Sight, Stage, Usage
 from infless_provider.backends.docker_api import Container, ContainerEvent, Engine, EngineAway, NoSuch
-from infless_provider.backends.docker_host import allot, found_gpus, mps_pipes
+from infless_provider.backends.docker_host import allot, connect, found_gpus, mps_pipes
 from infless_provider.backends.docker_images import Images, Timings, gone
 from infless_provider.backends.docker_launch import (
     CURVE,
@@ -54,21 +54,6 @@ CLOSE_S = 10.0
 OUTPUT_S = 2.0
 """For the last lines of a container to be copied before its end is told, and before it is removed."""
 _USAGE_THREADS = 4
-
-
-def connect() -> Engine:
-    """The engine of this machine.
-
-    Raises:
-        BackendError: the package is missing, or no engine answers.
-    """
-    try:
-        from infless_provider.backends.docker_engine import DockerEngine
-    except ImportError as error:
-        raise BackendError(
-            f"the docker backend needs the Python package docker: pip install 'infless[docker]' ({error})"
-        ) from error
-    return DockerEngine.connect()
 
 
 _BEGUN = Sight(stage=Stage.STARTING)
@@ -355,12 +340,16 @@ class DockerBackend:
 
     def _happened(self, event: ContainerEvent) -> None:
         held = self._held.get(event.labels.get(INSTANCE, ""))
-        if held is None or (held.container and held.container != event.container):
-            return
+        if held is not None:
+            self._lanes.put(held.id, partial(self._hear, held, event))
+
+    def _hear(self, held: _Held, event: ContainerEvent) -> None:
+        if event.container != held.container:
+            return  # an earlier one of that name
         if event.what == "oom":
             held.out_of_memory = True
-        else:
-            self._lanes.put(held.id, partial(self._look_at, held))
+            self.kill(held.id)  # one process of it is gone: what is left would not serve, or be killed again and again
+        self._look_at(held)
 
     def _look_at(self, held: _Held) -> None:
         if held.sight.stage is Stage.ENDED or not held.container:

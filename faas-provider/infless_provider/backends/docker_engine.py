@@ -200,8 +200,10 @@ class DockerEngine:
         """See `Engine.events`."""
         filters = {"type": "container", "label": f"{OWNER}={owner}", "event": ["start", "oom", "die", "destroy"]}
         with self._call():
-            until = int(time.time() + for_s)
-            return _Items(self._client.events(until=until, filters=filters, decode=True), _event)
+            now_s = time.time()
+            # With an end and no start, the engine tells what happened before, too.
+            since, until = f"{now_s:.9f}", f"{now_s + for_s:.9f}"
+            return _Items(self._client.events(since=since, until=until, filters=filters, decode=True), _event)
 
     def consumption(self, container: str) -> Consumption:
         """See `Engine.consumption`."""

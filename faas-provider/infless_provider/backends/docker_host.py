@@ -11,11 +11,26 @@ from pathlib import Path
 from infless_core.errors import BackendError
 from infless_core.model import Gpu, Server
 from infless_core.units import format_bytes
-from infless_provider.backends.docker_api import HostFacts
+from infless_provider.backends.docker_api import Engine, HostFacts
 from infless_provider.cluster import ClusterServer
 
 LOG = logging.getLogger("infless.docker")
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits")
+
+
+def connect() -> Engine:
+    """The engine of this machine.
+
+    Raises:
+        BackendError: the package is missing, or no engine answers.
+    """
+    try:
+        from infless_provider.backends.docker_engine import DockerEngine
+    except ImportError as error:
+        raise BackendError(
+            f"the docker backend needs the Python package docker: pip install 'infless[docker]' ({error})"
+        ) from error
+    return DockerEngine.connect()
 
 
 def found_gpus() -> tuple[Gpu, ...]:

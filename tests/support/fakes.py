@@ -160,7 +160,8 @@ class World:
         self.controller = self.new_controller()
 
     async def restart(self):
-        """The provider ends where it is, and another one starts on what it left; gives the new controller."""
+        """The provider ends where it is, and a second later another one starts on what it left; gives its controller."""
+        self.clock.advance(1)
         await self.fleet.close()
         self.controller.close()
         self.controller = self.new_controller()

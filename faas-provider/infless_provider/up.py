@@ -38,6 +38,7 @@ def run(settings: Settings) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("mip").setLevel(logging.WARNING)
+    os.umask(0o077)  # databases, secrets and logs are their owner's alone, also in a state folder that others may enter
     _lock(settings.state_dir)
     tls_context(settings)
     make_backend(settings)

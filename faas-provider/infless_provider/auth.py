@@ -6,7 +6,7 @@ import base64
 import hmac
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,3 +81,20 @@ def bears(header: bytes | None, tokens: Iterable[bytes]) -> bool:
         return False
     # All are compared: how long it takes must not tell which one was near.
     return any([hmac.compare_digest(given.strip(), token) for token in tokens])  # noqa: C419
+
+
+def from_another_site(headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that a page of another site sends this request (W3C Fetch Metadata; RFC 6454, section 7).
+
+    A browser adds the password that it remembers to whatever any page makes it send, and a form needs nobody's leave.
+    What is no browser sends neither header.
+
+    Args:
+        headers: of the request; looked up without regard to case. Behind a gateway, `X-Forwarded-Host` is the name that
+            the page has.
+    """
+    site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    host = (origin or "").partition("://")[2]
+    return origin is not None and (not host or host not in (headers.get("Host"), headers.get("X-Forwarded-Host")))

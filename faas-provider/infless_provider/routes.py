@@ -48,6 +48,8 @@ DEPLOY_TIMEOUT_S = 300.0
 """For one that pulls an image and times it."""
 _OPEN = frozenset({"/healthz", "/metrics", "/api/v1/query"})
 """A gateway and a Prometheus send no credentials there; what they learn is how often functions are invoked."""
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+"""They change nothing (RFC 9110, section 9.2.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +114,13 @@ def build_app(parts: Parts, loop: asyncio.AbstractEventLoop, credentials: auth.C
     def guard() -> Response | None:
         g.started_s = time.perf_counter()
         guarded = request.path.startswith("/system/") or (request.url_rule is not None and request.path not in _OPEN)
-        if credentials is None or not guarded or credentials.admit(request.headers.get("Authorization")):
+        if not guarded:
             return None
-        return Response("invalid credentials\n", 401, {"WWW-Authenticate": auth.CHALLENGE})
+        if credentials is not None and not credentials.admit(request.headers.get("Authorization")):
+            return _text("invalid credentials", 401, {"WWW-Authenticate": auth.CHALLENGE})
+        if request.method not in _SAFE and auth.from_another_site(request.headers):
+            return _text("a page of another site may not ask for this", 403)
+        return None
 
     @app.after_request
     def observe(response: Response) -> Response:
@@ -295,11 +301,14 @@ async def _as_coroutine(work: Awaitable[_T]) -> _T:
 
 def _told(error: InflessError) -> Response:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-    return Response(f"{error}\n", status, content_type="text/plain; charset=utf-8")
+    return _text(str(error), status)
 
 
 def _http_error(error: HTTPException) -> Response:
     """One sentence; of the headers only what RFC 9110, section 15.5.6, demands."""
     headers = {"Allow": ", ".join(sorted(error.valid_methods or ()))} if isinstance(error, MethodNotAllowed) else {}
-    sentence = f"{request.method} {request.path}: {error.description}\n"
-    return Response(sentence, error.code or 500, headers, content_type="text/plain; charset=utf-8")
+    return _text(f"{request.method} {request.path}: {error.description}", error.code or 500, headers)
+
+
+def _text(sentence: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(f"{sentence}\n", status, headers, content_type="text/plain; charset=utf-8")

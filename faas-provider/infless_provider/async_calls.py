@@ -116,7 +116,23 @@ class AsyncCalls(Generic[F]):
 
     def __call__(self, exchange: Exchange) -> None:
         """Take a request whose path begins with `/async-function/`."""
-        segment, _, rest = exchange.path.removeprefix(PREFIX).partition("/")
+        function = self.door(exchange)
+        if function is None:
+            return
+        rest = exchange.path.removeprefix(PREFIX).partition("/")[2]
+        if exchange.method == "DELETE":
+            self._cancel(exchange, function, unquote(rest))
+        elif not self._open:
+            self._refuse(exchange, function, 503, "the provider is stopping or starting: try again", b"1")
+        else:
+            self._take(exchange, function, f"/{rest}?{exchange.query}" if exchange.query else f"/{rest}")
+
+    def door(self, exchange: Exchange) -> F | None:
+        """The function that is asked for; None when the answer is no already: what is wrong is in the head.
+
+        Looks at no body, so that nobody's is kept who may not call.
+        """
+        segment = exchange.path.removeprefix(PREFIX).partition("/")[0]
         function = self._find(function_key(segment)) if segment else None
         if function is None:
             exchange.text(404, f"function {segment!r} does not exist", [INTERNAL])
@@ -125,12 +141,9 @@ class AsyncCalls(Generic[F]):
             exchange.text(405, sentence, [(b"allow", b"POST, DELETE"), INTERNAL])
         elif not self._admits(exchange, function):
             exchange.text(401, f"{function.key} asks for a token", [(b"www-authenticate", b"Bearer"), INTERNAL])
-        elif exchange.method == "DELETE":
-            self._cancel(exchange, function, unquote(rest))
-        elif not self._open:
-            self._refuse(exchange, function, 503, "the provider is stopping or starting: try again", b"1")
         else:
-            self._take(exchange, function, f"/{rest}?{exchange.query}" if exchange.query else f"/{rest}")
+            return function
+        return None
 
     def _take(self, exchange: Exchange, function: F, path: str) -> None:
         size_bytes, most_bytes = len(exchange.body), self._limits.body_max_bytes

@@ -136,7 +136,7 @@ class Provider:
         """Control calls and queued ones are taken whole, within limits of their own, from those who may ask."""
         queued = exchange.path.startswith("/async-function/")
         most_bytes = self._settings.async_body_max_bytes if queued else CONTROL_BODY_MAX_BYTES
-        if not queued and not self._admitted(exchange):
+        if not (self._queue.door(exchange) if queued else self._admitted(exchange)):
             return
         pieces, size_bytes = [], 0
         try:

@@ -37,7 +37,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-CASES = 25
+CASES = 40
 """For each operation and each way to make them: 90 s are allowed for all."""
 KNOWN, MADE = "echo", "made"
 """A function that is there, and stays; what is made and removed again."""

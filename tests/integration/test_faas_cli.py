@@ -314,9 +314,15 @@ class TestDeploy:
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [
-            (["--label", "com.infless.latency.target=soon"], "label com.infless.latency.target: 'soon' is not a dur"),
+            (
+                ["--label", "com.infless.latency.target=soon"],
+                "label com.infless.latency.target: 'soon' is not a duration",
+            ),
             (["--label", "com.infless.batch.max=none"], "com.infless.batch.max"),
-            (["--secret", "unheard-of"], "secret 'unheard-of' does not exist"),
+            (
+                ["--secret", "unheard-of"],
+                "secrets: 'unheard-of' does not exist in namespace 'openfaas-fn'; create it first",
+            ),
             (["--memory-limit", "much"], "limits.memory"),
             (["-n", "unheard-of"], "namespace 'unheard-of' does not exist"),
         ],
@@ -512,10 +518,10 @@ class TestSecrets:
         assert "already exists" in bare("secret", "create", "by-text", "--from-literal", "x")
         assert "Updated: 20" in bare("secret", "create", "by-text", "--from-literal", "x", "--replace")
         assert "Updated: 20" in bare("secret", "update", "by-text", "--from-literal", "hush-4")
-        assert "unable to find secret" in bare("secret", "update", "nobody", "--from-literal", "x")
+        assert "unable to find secret: nobody" in bare("secret", "update", "nobody", "--from-literal", "x")
         for name in ("by-text", "by-input", "by-file"):
             assert "Removed.. OK." in bare("secret", "remove", name)
-        assert "unable to find secret: by-text" in bare("secret", "remove", "by-text", ok=False)
+        assert "Unable to find secret: by-text" in bare("secret", "remove", "by-text", ok=False)
         assert "No secrets found" in bare("secret", "list")
 
     def test_a_function_reads_it(self, bare, deploy, seen):

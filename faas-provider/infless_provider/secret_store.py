@@ -66,7 +66,7 @@ class SecretStore:
 
         Raises:
             NotFound: it does not exist.
-            StateError: the disk does not take it.
+            StateError: the disk does not take it; some of those instances may see the new value then.
         """
         with self._writing:
             path = self._existing(wish.namespace, wish.name)
@@ -85,6 +85,7 @@ class SecretStore:
             path = self._existing(namespace, name)
             try:
                 path.unlink()
+                _sync(path.parent)
             except OSError as error:
                 raise StateError(f"secret {name!r} could not be removed: {error.strerror}") from error
 
@@ -122,7 +123,7 @@ class SecretStore:
         return folder if folder.is_dir() else None
 
     def sweep(self, versions: Mapping[str, Collection[str]]) -> None:
-        """Remove copies that no function asks for any more.
+        """After a start: remove copies that no function asks for any more, and what a crash left half written.
 
         Args:
             versions: by function, those that run or may be gone back to.
@@ -130,6 +131,8 @@ class SecretStore:
         for folder in self._mounted.glob("*/*"):
             if folder.name not in versions.get(folder.parent.name, ()):
                 shutil.rmtree(folder, ignore_errors=True)
+        for draft in [*self._values.glob("*/.draft-*"), *self._mounted.glob("*/*/.draft-*")]:
+            draft.unlink(missing_ok=True)
 
     def tokens(self, namespace: str, name: str) -> tuple[bytes, ...]:
         """The lines of a secret, each a token that opens a function.
@@ -166,10 +169,20 @@ class SecretStore:
                     os.chown(draft, *reader)
                     os.chown(path.parent, *reader)
                 Path(draft).replace(path)
+                _sync(path.parent)
             except BaseException:
                 Path(draft).unlink(missing_ok=True)
                 raise
         except OSError as error:
             raise StateError(
-                f"secret {path.name!r} could not be written: {error.strerror}; nothing was changed"
+                f"secret {path.name!r} could not be written: {error.strerror}; make room and send it again"
             ) from error
+
+
+def _sync(folder: Path) -> None:
+    """A file's new name, or that it has none, is on the disk only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

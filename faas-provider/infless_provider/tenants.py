@@ -29,7 +29,7 @@ class Tenants:
         self.secrets = secrets
         self._functions_in = functions_in
         self.on_secret: Callable[[str, str], None] = lambda *_: None
-        """Told namespace and name of a secret that has another value now, or none."""
+        """Told namespace and name of a secret that may have another value now, or none."""
 
     async def list_namespaces(self) -> list[str]:
         """GET /system/namespaces."""
@@ -69,6 +69,7 @@ class Tenants:
         Raises:
             InvalidInput, NotFound, Conflict, StateError: nothing has changed then.
         """
+        self.namespaces.get(name)  # before anything is looked for under a name that may be no name
         self.namespaces.delete(name, self._functions_in(name), self.secrets.names(name))
 
     async def list_secrets(self, namespace: object) -> list[dict[str, str]]:
@@ -91,17 +92,24 @@ class Tenants:
         wish = wire.parse_secret(data, valued=True)
         self.namespaces.require(wish.namespace)
         await asyncio.to_thread(self.secrets.create, wish)
+        if wish.namespace not in self.namespaces.names():  # it was removed meanwhile: what was put there goes with it
+            await asyncio.to_thread(self.secrets.delete, wish.namespace, wish.name)
+            self.namespaces.require(wish.namespace)
+        self.on_secret(wish.namespace, wish.name)  # a function may have lost it earlier, and be closed since
 
     async def update_secret(self, data: dict[str, Any]) -> None:
         """PUT /system/secrets: instances that have it see the new value.
 
         Raises:
-            InvalidInput, NotFound, StateError: nothing has changed then.
+            InvalidInput, NotFound: nothing has changed then.
+            StateError: some instances may see the new value then.
         """
         wish = wire.parse_secret(data, valued=True)
         self.namespaces.require(wish.namespace)
-        await asyncio.to_thread(self.secrets.update, wish)
-        self.on_secret(wish.namespace, wish.name)
+        try:
+            await asyncio.to_thread(self.secrets.update, wish)
+        finally:  # what could not be written may be the copy of one instance only
+            self.on_secret(wish.namespace, wish.name)
 
     async def delete_secret(self, data: dict[str, Any]) -> None:
         """DELETE /system/secrets.

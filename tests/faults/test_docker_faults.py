@@ -159,10 +159,8 @@ def test_an_engine_that_was_away_is_believed_when_it_is_back(engine: PrivateEngi
 
         engine.start()
         wait_until(lambda: not driven.backend._away, "that it is back is noticed")
-        assert (
-            driven.until_stage("f-3", Stage.ENDED).why
-            == "its container ended with exit code 3: " + f"tick {ticks(tmp_path, 'f-3')[-1]}"
-        )
+        why = driven.until_stage("f-3", Stage.ENDED).why
+        assert why == f"its container ended with exit code 3: tick {ticks(tmp_path, 'f-3')[-1]}"
         if lives_on:
             wait_until(lambda: ticks(tmp_path, "f-1")[-1] > before, "the log goes on")
             assert driven.backend.see("f-1").stage is Stage.RUNNING

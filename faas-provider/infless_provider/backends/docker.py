@@ -322,8 +322,8 @@ class DockerBackend:
     # what the engine says --------------------------------------------------------------------------------------------
 
     def _gone_away(self, sentence: str) -> None:
-        LOG.warning("%s; instances that run are left to run", sentence)
         self._away = sentence
+        LOG.warning("%s; instances that run are left to run", sentence)
 
     def _listed(self, listed: list[Container]) -> None:
         """All there is, now: what was missed is found out."""

@@ -209,23 +209,29 @@ class TestBuild:
         assert f"runtime:{option}" in (ROOT / "templates/infless-python/template.yml").read_text()
 
     @pytest.mark.docker
-    def test_the_image_is_built(self, cli):
-        """By faas-cli and Docker, from `new` to a container that answers its health check's question."""
+    def test_up_on_docker(self, fresh, tmp_path):
+        """`new`, a handler, `up` with the real Docker: the image is built, runs as a container, answers and is removed."""
         base = os.environ.get("INFLESS_TEST_BASE_IMAGE")
         if not base or shutil.which("docker") is None:
             pytest.skip("INFLESS_TEST_BASE_IMAGE names no local image, or there is no docker command")
-        cli("new", "image", "--lang", "infless-python", "--yaml", "image.yaml", "--prefix", "infless-test")
-        image = "infless-test/image:latest"
+        fresh.start("--backend", "docker")
+        cli, image = FaasCli(CLI, tmp_path, fresh.url), "infless-test/contained:latest"
+        (tmp_path / "template").symlink_to(ROOT / "templates")
+        cli("login", "--password-stdin", text=fresh.password)
+        cli("secret", "create", "key", "--from-literal", "hush")
+        cli("new", "contained", "--lang", "infless-python", "--prefix", "infless-test")
+        (tmp_path / "contained" / "handler.py").write_text(SEEN)
+        (tmp_path / "contained" / "handler_test.py").unlink()  # it tests the template's handler
         try:
-            cli("build", "-f", "image.yaml", "--build-arg", f"BASE_IMAGE={base}", timeout_s=600)
-            told = subprocess.run(
-                [
-                    "docker", "run", "--rm", image,
-                    "python", "-m", "infless_watchdog", "--check", "--json", "--budget-s", "0",
-                ],
-                capture_output=True, text=True, timeout=60, check=True,
-            )  # fmt: skip
-            assert json.loads(told.stdout)["fine"] is True
+            options = ("--skip-push", "--build-arg", f"BASE_IMAGE={base}", "--secret", "key", "--env", "mode=boxed")
+            assert "Deployed. 202 Accepted." in cli("up", *options, timeout_s=600)
+            cli("ready", "contained")
+            told = json.loads(answer_of(cli("invoke", "contained", text="in a box")))
+            assert (told["body"], told["mode"], told["secrets"]) == ("in a box", "boxed", {"key": "hush"})
+            wait_until(lambda: "seen in a box" in cli("logs", "contained", "--tail=false"), "its line")
+            assert json.loads(cli("version", "--json"))["provider"]["orchestration"] == "docker"
+            assert "RAM:" in cli("describe", "contained")
+            cli("remove", "contained")
         finally:
             subprocess.run(["docker", "image", "rm", "--force", image], capture_output=True, check=False)
 

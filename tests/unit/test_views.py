@@ -202,7 +202,7 @@ class TestOverview:
         async def scenario():
             f = await world.deploy()
             world.backend.late = True
-            one = await world.running(f, Configuration(batch=3, cpu_cores=7), ready=False)
+            await world.running(f, Configuration(batch=3, cpu_cores=7), ready=False)
             del world.controller.functions[f.key]
             (told,) = (await world.views.overview())["instances"]
             missing = {key for key, value in told.items() if value is None}

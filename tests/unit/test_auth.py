@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from infless_core.errors import StateError
-from infless_provider.auth import PASSWORD_FILE, USER_FILE, Credentials, bears, ensure_credentials
+from infless_provider.auth import PASSWORD_FILE, USER_FILE, Credentials, bears, ensure_credentials, from_another_site
 
 ADMIN = Credentials(user="admin", password="secret")
 
@@ -114,3 +114,42 @@ class TestBearer:
     def test_without_tokens_nobody_bears_one(self, header):
         """An empty secret must not open a function to an empty token."""
         assert not bears(header, ())
+
+
+class TestOtherSites:
+    """A browser adds its password to whatever a page makes it send."""
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"Host": "infless:8080"},
+            {"Sec-Fetch-Site": "same-origin", "Origin": "http://evil"},
+            {"Sec-Fetch-Site": "none"},
+            {"Origin": "http://infless:8080", "Host": "infless:8080"},
+            {"Origin": "https://gateway", "Host": "infless:8080", "X-Forwarded-Host": "gateway"},
+        ],
+    )
+    def test_ours(self, headers):
+        """Our own page, what a user typed, and whatever is no browser."""
+        assert not from_another_site(headers)
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Sec-Fetch-Site": "cross-site", "Origin": "http://infless:8080", "Host": "infless:8080"},
+            {"Sec-Fetch-Site": ""},
+            {"Origin": "http://evil", "Host": "infless:8080"},
+            {"Origin": "http://infless:8081", "Host": "infless:8080"},
+            {"Origin": "http://infless:8080.evil", "Host": "infless:8080"},
+            {"Origin": "null", "Host": "infless:8080"},
+            {"Origin": "", "Host": ""},
+            {"Origin": "http://", "Host": ""},
+            {"Origin": "http://evil"},
+        ],
+    )
+    def test_anothers(self, headers):
+        """Another port is another site, and so is what hides where it comes from."""
+        assert from_another_site(headers)

@@ -188,6 +188,22 @@ def test_every_system_route_wants_credentials(client, controller, verb, path, _,
     assert controller.asked == []
 
 
+@pytest.mark.parametrize(("verb", "path", "status"), SYSTEM)
+def test_a_page_of_another_site_changes_nothing(client, controller, verb, path, status):
+    """A browser would send its password along; reading is for the browser to keep from that page."""
+    headers = {**LOGIN, "Origin": "http://evil", "Host": "localhost"}
+    answer = client.open(path, method=verb, json=BODY, headers=headers)
+    assert answer.status_code == (status if verb == "GET" else 403)
+    assert bool(controller.asked) == (verb == "GET" and path != "/system/info")
+
+
+def test_without_a_password_other_sites_are_kept_away_as_well(controller, loop):
+    """`--no-auth` is for this machine's users, not for every page that they read."""
+    client = build_app(controller.parts(), loop, None).test_client()
+    answer = client.post("/system/functions", json=BODY, headers={"Sec-Fetch-Site": "cross-site"})
+    assert (answer.status_code, controller.asked) == (403, [])
+
+
 def test_prometheus_finds_instances(client):
     """Its HTTP service discovery takes JSON of that type only."""
     answer = client.get("/system/infless/targets", headers=LOGIN)

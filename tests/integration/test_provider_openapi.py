@@ -37,7 +37,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-CASES = 40
+CASES = 20
 """For each operation and each way to make them: 90 s are allowed for all."""
 KNOWN, MADE = "echo", "made"
 """A function that is there, and stays; what is made and removed again."""
@@ -141,6 +141,15 @@ def test_without_credentials(api: ProviderProcess, operation: Any, header: str) 
     answer = requests.request(operation.method, url, data=b"{", headers={"Authorization": header}, timeout=10)
     assert (answer.status_code, answer.text) == (401, "invalid credentials\n")
     assert answer.headers["www-authenticate"] == 'Basic realm="Restricted"'
+
+
+@pytest.mark.parametrize("operation", [one for one in GUARDED if one.method != "get"], ids=label)
+def test_from_a_page_of_another_site(api: ProviderProcess, operation: Any) -> None:
+    """A browser that remembers the password must not be made to use it."""
+    url = operation.path.replace("{name}", KNOWN)
+    answer = api.send(operation.method, url, {}, headers={"Origin": "http://elsewhere.example"})
+    assert answer.status_code == 403
+    assert answer.headers["content-type"].startswith("text/plain")
 
 
 def test_a_refusal_is_plain_text(api: ProviderProcess) -> None:

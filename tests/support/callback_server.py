@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from werkzeug import Request, Response
 from werkzeug.datastructures import Headers
 from werkzeug.serving import make_server
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 WAIT_S = 20.0
 
@@ -53,8 +58,8 @@ class CallbackServer:
         """The next result that comes; `queue.Empty` when there is none in time."""
         return self._deliveries.get(timeout=WAIT_S)
 
-    @Request.application
-    def _take(self, request: Request) -> Response:
+    def _take(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        request = Request(environ)
         body = request.get_data(as_text=True)
         self._deliveries.put(Delivery(path=request.path, headers=Headers(request.headers), body=body))
-        return Response("")
+        return Response("")(environ, start_response)

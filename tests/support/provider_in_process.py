@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import requests
 from provider_process import ProviderProcess
 
 from infless_provider.service import Provider
 from infless_provider.settings import Settings
 from infless_provider.up import _bind
+from infless_watchdog.http import Edge
 
 START_S = 60.0
 
@@ -38,12 +38,16 @@ class ProviderInProcess(ProviderProcess):
         self._provider = Provider(self.settings)
 
     def open(self) -> None:
-        """Start it; it answers when this returns."""
+        """Start it; it listens when this returns."""
         logging.getLogger("infless").setLevel(logging.INFO)
         self.state.mkdir(mode=0o700)
         self._thread.start()
         self._run(self._provider.start([_bind(self.settings)]))
-        assert requests.get(f"{self.url}/healthz", timeout=5).ok
+
+    @property
+    def edge(self) -> Edge:
+        """Where its clients are."""
+        return self._provider._edge
 
     def close(self) -> None:
         """End it and its instances, and remove its files."""

@@ -6,7 +6,7 @@ import base64
 import hmac
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,18 +83,18 @@ def bears(header: bytes | None, tokens: Iterable[bytes]) -> bool:
     return any([hmac.compare_digest(given.strip(), token) for token in tokens])  # noqa: C419
 
 
-def from_another_site(headers: Mapping[str, str]) -> bool:
+def from_another_site(header: Callable[[str], str | None]) -> bool:
     """Whether a browser says that a page of another site sends this request (W3C Fetch Metadata; RFC 6454, section 7).
 
     A browser adds the password that it remembers to whatever any page makes it send, and a form needs nobody's leave.
     What is no browser sends neither header.
 
     Args:
-        headers: of the request; looked up without regard to case. Behind a gateway, `X-Forwarded-Host` is the name that
-            the page has.
+        header: looks one of the request's up, without regard to case. Behind a gateway, `X-Forwarded-Host` is the name
+            that the page has.
     """
-    site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
+    site, origin = header("Sec-Fetch-Site"), header("Origin")
     if site is not None:
         return site not in ("same-origin", "none")
     host = (origin or "").partition("://")[2]
-    return origin is not None and (not host or host not in (headers.get("Host"), headers.get("X-Forwarded-Host")))
+    return origin is not None and (not host or host not in (header("Host"), header("X-Forwarded-Host")))

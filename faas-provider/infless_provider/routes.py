@@ -75,7 +75,8 @@ def build_app(parts: Parts, loop: asyncio.AbstractEventLoop, credentials: auth.C
         loop: where the work is done.
         credentials: None switches authentication off.
     """
-    app = Flask("infless_provider")
+    app = Flask("infless_provider", static_folder=None)
+    app.response_class = _PlainResponse
 
     def do(work: Awaitable[_T]) -> _T:
         return asyncio.run_coroutine_threadsafe(_as_coroutine(work), loop).result(DEPLOY_TIMEOUT_S)
@@ -118,7 +119,7 @@ def build_app(parts: Parts, loop: asyncio.AbstractEventLoop, credentials: auth.C
             return None
         if credentials is not None and not credentials.admit(request.headers.get("Authorization")):
             return _text("invalid credentials", 401, {"WWW-Authenticate": auth.CHALLENGE})
-        if request.method not in _SAFE and auth.from_another_site(request.headers):
+        if request.method not in _SAFE and auth.from_another_site(request.headers.get):
             return _text("a page of another site may not ask for this", 403)
         return None
 
@@ -131,6 +132,12 @@ def build_app(parts: Parts, loop: asyncio.AbstractEventLoop, credentials: auth.C
     app.register_error_handler(InflessError, _told)
     app.register_error_handler(HTTPException, _http_error)
     return app
+
+
+class _PlainResponse(Response):
+    """Text where nothing else is said: there are no pages here."""
+
+    default_mimetype = "text/plain"
 
 
 Do = Callable[[Awaitable[Any]], Any]

@@ -154,7 +154,7 @@ class Provider:
     def _whole(self, exchange: Exchange) -> None:
         if exchange.path.startswith("/async-function/"):
             self._queue(exchange)
-        elif exchange.path == "/system/logs" and exchange.method == "GET":
+        elif exchange.path == "/system/logs":
             self._logs(exchange)
         else:
             self._control(exchange)
@@ -168,6 +168,9 @@ class Provider:
 
     def _logs(self, exchange: Exchange) -> None:
         if not self._admitted(exchange):
+            return
+        if exchange.method != "GET":
+            exchange.text(405, f"{exchange.method} /system/logs: use GET", [(b"allow", b"GET")])
             return
         try:
             query = logs.parse_query(exchange.query, self._clock.wall_s())

@@ -25,6 +25,8 @@ from infless_watchdog.worker import ServiceApplication
 
 PIDFILE = "provider.pid"
 BACKEND_FILE = "backend"
+KEEPALIVE_S = 120
+"""A client that says nothing for so long is asked whether it still lives."""
 ORPHAN_S = 5.0
 """How long the worker of a killed provider may take to end."""
 
@@ -113,11 +115,15 @@ def _one_worker_for_ever(_: object) -> None:
 def _bind(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=4096)
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=4096)
     except OSError as error:
         # Python's own text ends in the address again.
         why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise Conflict(f"{settings.host}:{settings.port} cannot be listened on: {why}; choose another --port") from None
+    # Clients inherit it. One whose machine vanished while it followed logs would else hold its place for ever.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+    return listener
 
 
 def _tell(settings: Settings) -> None:

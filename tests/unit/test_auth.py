@@ -132,7 +132,7 @@ class TestOtherSites:
     )
     def test_ours(self, headers):
         """Our own page, what a user typed, and whatever is no browser."""
-        assert not from_another_site(headers)
+        assert not from_another_site(headers.get)
 
     @pytest.mark.parametrize(
         "headers",
@@ -152,4 +152,4 @@ class TestOtherSites:
     )
     def test_anothers(self, headers):
         """Another port is another site, and so is what hides where it comes from."""
-        assert from_another_site(headers)
+        assert from_another_site(headers.get)

@@ -113,8 +113,8 @@ class CurveOrder:
 class Backend(Protocol):
     """Starts, finds, watches and ends instances.
 
-    `prepare`, `curve`, `tidy` and `usage` may take long and are called in threads. Everything else is called on the event
-    loop and returns at once.
+    `prepare`, `curve`, `tidy` and `usage` may take long and are called in threads. Everything else is called on the
+    event loop and returns at once.
     """
 
     name: str

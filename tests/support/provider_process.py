@@ -81,6 +81,8 @@ class ProviderProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self.log = root / "up.log"
+        self.variables: dict[str, str] = {}
+        """Of the provider's environment, beside those of `environment`."""
         self._earlier = 0
         self.bundles.mkdir(parents=True)
 
@@ -95,10 +97,25 @@ class ProviderProcess:
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, env=environment(), cwd=self.root, stdout=log, stderr=log, start_new_session=True
-            )
+                command, env={**environment(), **self.variables}, cwd=self.root, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
         wait_until(self._answers, f"the provider answers; it said:\n{self.log.read_text()}")
         return self
+
+    @property
+    def worker(self) -> psutil.Process:
+        """The process that serves; the other one supervises it."""
+        assert self.process is not None
+        children = psutil.Process(self.process.pid).children()
+        (worker,) = [one for one in children if "infless_watchdog" not in one.cmdline()]
+        return worker
+
+    def kill_worker(self) -> None:
+        """SIGKILL to the worker alone; returns when its successor serves."""
+        self._earlier, worker = self._starts(), self.worker
+        worker.kill()
+        wait_until(self._answers, "another worker serves")
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -122,6 +139,13 @@ class ProviderProcess:
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=WAIT_S)
+
+    def end(self) -> None:
+        """Ctrl-C; nothing of it or its instances may be left."""
+        assert self.stop(signal.SIGINT) == 0, self.log.read_text()
+        left = [process.cmdline() for process in processes_of(self.root)]
+        assert left == []
+        assert list((self.state / "tmp").iterdir()) == []
 
     def destroy(self) -> None:
         """Leave nothing, whatever the tests did."""

@@ -1,0 +1,159 @@
+"""What a provider says and holds, as numbers that have to agree: invocations, queued calls, processes, files."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+from provider_process import ProviderProcess, processes_of, wait_until
+
+
+def samples(url: str, name: str) -> list[Sample]:
+    """What `/metrics` says under one name.
+
+    Args:
+        url: of a provider, or of an instance's metrics port.
+        name: of the metric, with its suffix.
+    """
+    text = requests.get(f"{url}/metrics", timeout=10).text
+    return [one for family in text_string_to_metric_families(text) for one in family.samples if one.name == name]
+
+
+def codes(provider: ProviderProcess, name: str) -> Counter[str]:
+    """Answered invocations by status; waits until every one that has begun is among them, or fails.
+
+    An invocation is accepted, and then it is answered, refused or given up: nothing is in between for long.
+    """
+    key = f"{name}.openfaas-fn"
+
+    def balanced() -> Counter[str]:
+        begun = sum(
+            one.value
+            for one in samples(provider.url, "gateway_function_invocation_started_total")
+            if one.labels["function_name"] == key
+        )
+        found = Counter(
+            {
+                one.labels["code"]: int(one.value)
+                for one in samples(provider.url, "gateway_function_invocation_total")
+                if one.labels["function_name"] == key
+            }
+        )
+        return found if found.total() == begun else Counter()
+
+    found: Counter[str] = wait_until(balanced, f"every invocation of {name} that has begun has ended")
+    assert [one["in_flight"] for one in overview(provider)["functions"] if one["function"] == key] in ([0], [])
+    return found
+
+
+def queue(provider: ProviderProcess, name: str) -> Counter[str]:
+    """What became of a function's queued calls, `waiting` among it; `accepted` is the sum of the others, or it fails."""
+    key = f"{name}.openfaas-fn"
+    found = Counter(
+        {
+            one.labels["outcome"]: int(one.value)
+            for one in samples(provider.url, "infless_async_calls_total")
+            if one.labels["function_name"] == key
+        }
+    )
+    for one in samples(provider.url, "infless_async_waiting"):
+        if one.labels["function_name"] == key:
+            found["waiting"] = int(one.value)
+    ended = found["done"] + found["failed"] + found["cancelled"]
+    assert found["accepted"] == ended + found["waiting"], found
+    return found
+
+
+def queue_is_empty(provider: ProviderProcess) -> bool:
+    """Whether no queued call waits or runs."""
+    return not any(one.value for one in samples(provider.url, "infless_async_waiting"))
+
+
+def leaders(provider: ProviderProcess) -> set[int]:
+    """Living processes of instances that lead a session: one for each instance, known or not."""
+    found = set()
+    for process in processes_of(provider.state):
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == process.pid and "infless_watchdog" in process.cmdline():
+                found.add(process.pid)
+    return found
+
+
+def assert_in_order(provider: ProviderProcess) -> None:
+    """Waits until instances that run are those that are known, each with one temporary folder; no draft is left."""
+
+    def strays() -> str:
+        known = overview(provider)["instances"]
+        pids, ids = {one["pid"] for one in known}, {one["id"] for one in known}
+        scratch = {path.name for path in (provider.state / "tmp").glob("*")}
+        drafts = [str(path) for path in provider.state.rglob(".draft-*")]
+        faults = {
+            "processes": leaders(provider) ^ pids,
+            "folders": scratch ^ ids,
+            "drafts": drafts,
+            "unready": [one["id"] for one in known if one["phase"] != "ready"],
+        }
+        return ", ".join(f"{what}: {found}" for what, found in faults.items() if found)
+
+    told: list[str] = []
+
+    def settled() -> bool:
+        told.append(strays())
+        return not told[-1]
+
+    try:
+        wait_until(settled, "")
+    except AssertionError as error:
+        raise AssertionError(f"what runs is not what is known: {told[-1]}") from error
+
+
+def bundles_in_use(provider: ProviderProcess) -> tuple[set[str], set[str]]:
+    """Names of the copies of bundles that are kept, and of those that a living instance runs."""
+    kept = {path.name for path in (provider.state / "bundles").iterdir()}
+    return kept, {Path(f"/proc/{pid}/cwd").resolve().name for pid in leaders(provider)}
+
+
+def descriptors(provider: ProviderProcess) -> Counter[str]:
+    """What the serving process has open: files by path, pipes and the like by kind; without its TCP connections."""
+    found: Counter[str] = Counter()
+    worker = provider.worker
+    for path in Path(f"/proc/{worker.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found[str(path.readlink()).partition(":[")[0]] += 1
+    found["socket"] -= len(worker.net_connections("tcp"))
+    return found
+
+
+def strange_connections(provider: ProviderProcess) -> list[str]:
+    """The serving process's TCP connections that lead neither to a client nor to an instance that lives, or half do."""
+    ports = {one[port] for one in overview(provider)["instances"] for port in ("port", "metrics_port")}
+    return [
+        str(one)
+        for one in provider.worker.net_connections("tcp")
+        if one.status not in (psutil.CONN_LISTEN, psutil.CONN_ESTABLISHED)
+        or (one.status == psutil.CONN_ESTABLISHED and one.laddr.port != provider.port and one.raddr.port not in ports)
+    ]
+
+
+def assert_nothing_left_open(provider: ProviderProcess, before: Counter[str]) -> None:
+    """Waits until the provider has no descriptors that it had not `before`, but for connections that lead somewhere."""
+    wait_until(lambda: not descriptors(provider) - before, f"no descriptors beside {dict(before)}")
+    wait_until(lambda: not strange_connections(provider), "no connections but those to instances and clients")
+
+
+def overview(provider: ProviderProcess) -> dict[str, list[dict[str, Any]]]:
+    """Instances, functions and events: what `infless status` shows."""
+    return dict(provider.send("GET", "/system/overview").json())
+
+
+def kill_instance(leader: int) -> None:
+    """SIGKILL to all processes of an instance."""
+    os.killpg(leader, signal.SIGKILL)

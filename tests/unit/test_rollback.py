@@ -180,6 +180,22 @@ def test_other_instances_that_still_start_are_ended(world):
     run(scenario())
 
 
+def test_they_are_ended_also_where_nobody_of_the_old_version_is_left(world):
+    """Nobody who becomes ready would send them away later, and they would serve what was given up."""
+
+    async def scenario():
+        f, old = await proven(world)
+        await world.ended(old)
+        await world.update(code="2")
+        others = [await world.running(f, ready=False) for _ in range(3)]
+        await fails(world, f)
+        left = [one for one in others if one.id in f.instances]
+        assert [one.phase for one in left] == [Phase.DRAINING]
+        assert f.current() == []
+
+    run(scenario())
+
+
 def test_a_restart_in_the_middle_loses_no_way_back(world):
     """The tries are counted anew, the version to go back to is on the disk."""
 

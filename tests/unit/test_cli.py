@@ -193,6 +193,40 @@ class TestClient:
         """A PUT that is taken is an update."""
         assert answer(202).deploy({}) == "updated"
 
+    def test_what_does_not_exist_is_deployed(self, monkeypatch):
+        """PUT, and exactly on 404 POST with the same."""
+        asked = []
+
+        def request(_, verb, url, **how):
+            asked.append((verb, url, how["json"]))
+            reply = client.requests.Response()
+            reply.status_code = 404 if verb == "PUT" else 202
+            return reply
+
+        monkeypatch.setattr(client.requests.Session, "request", request)
+        assert Client("http://x/", None).deploy({"service": "f"}) == "deployed"
+        url = "http://x/system/functions"
+        assert asked == [("PUT", url, {"service": "f"}), ("POST", url, {"service": "f"})]
+
+    def test_removing(self, monkeypatch, answer):
+        """By the name in the body."""
+        made, asked = answer(202), []
+        real = client.requests.Session.request
+        monkeypatch.setattr(
+            client.requests.Session,
+            "request",
+            lambda *what, **how: asked.append((what[1:], how["json"])) or real(*what, **how),
+        )
+        made.remove("f")
+        assert asked == [(("DELETE", "http://x/system/functions"), {"functionName": "f"})]
+
+    def test_a_connection_that_breaks(self, monkeypatch):
+        """One of our errors, with verb and address."""
+        broken = client.requests.exceptions.ChunkedEncodingError("broken")
+        monkeypatch.setattr(client.requests.Session, "request", lambda *_, **__: (_ for _ in ()).throw(broken))
+        with pytest.raises(Refused, match="GET http://x/system/infless/problem: broken"):
+            Client("http://x", None).problem()
+
     @pytest.mark.parametrize(("status", "error"), [(404, NotFound), (401, Refused), (400, Refused), (500, Refused)])
     def test_refusals_carry_the_providers_words(self, answer, status, error):
         """But 401, which is about this side."""

@@ -628,3 +628,35 @@ class TestSecrets:
             assert "hush-hush" not in repr(await world.deploy(labels=TOKENS))
 
         run(scenario())
+
+
+def test_a_replacement_takes_over_when_it_is_ready(world):
+    """What it replaces is drained then, and not before."""
+
+    async def scenario():
+        f = await world.deploy()
+        old = await world.running(f)
+        new = world.fleet.start(f, Configuration(batch=8, cpu_cores=2), "test", replaces=old.id)
+        await world.look()
+        assert old.phase is Phase.READY
+        world.backend.ready.add(new.id)
+        dirty = world.dirty
+        await world.look()
+        assert (old.phase, new.replaces, world.dirty > dirty) == (Phase.DRAINING, None, True)
+
+    run(scenario())
+
+
+def test_labels_that_an_instance_cannot_be_told(world, monkeypatch, caplog):
+    """The disk is full: the function has its new labels, the instance keeps its configuration, and that is told."""
+
+    async def scenario():
+        f = await world.deploy()
+        one = await world.running(f)
+        before = one.configuration
+        monkeypatch.setattr(State, "put_instance", lambda *_: (_ for _ in ()).throw(StateError("disk is full")))
+        await world.update(code="1", labels={"com.infless.batch.max": "1"})
+        assert (f.wishes.batch_max, one.configuration) == (1, before)
+        assert f"{one.id} keeps its old configuration: disk is full" in caplog.text
+
+    run(scenario())

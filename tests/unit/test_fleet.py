@@ -9,9 +9,11 @@ from fakes import Crash
 from infless_core.errors import StateError
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration
+from infless_provider import fleet
 from infless_provider.state import State
 
 SMALL = Configuration(batch=1, cpu_cores=1)
+EVERYONE_EACH = fleet._EVERYONE_EACH
 
 
 def run(scenario):
@@ -507,5 +509,66 @@ def test_events_tell_what_happened_and_why(world):
         await world.ended(one)
         told = [(event["event"], event["why"]) for event in world.fleet.events]
         assert told == [("start", "test"), ("ready", "after 0.00 s"), ("stop", "no longer wanted"), ("end", "")]
+
+    run(scenario())
+
+
+def test_watching_goes_on_whatever_happens(world, monkeypatch, caplog):
+    """A fault of ours is told; those that start are looked at each time, the others now and then."""
+
+    async def scenario():
+        f = await world.deploy()
+        ready = await world.running(f)
+        starting = await world.running(f, ready=False)
+        await world.settle()
+        looks, real = [], world.backend.see
+
+        def see(id_):
+            looks.append(id_)
+            if len(looks) == 1:
+                raise RuntimeError("a fault of ours")
+            return real(id_)
+
+        monkeypatch.setattr(world.backend, "see", see)
+        monkeypatch.setattr(fleet, "WATCH_S", 0.0)
+        task = asyncio.ensure_future(world.fleet.watch())
+        while looks.count(starting.id) < 2 * EVERYONE_EACH:
+            await asyncio.sleep(0)
+        task.cancel()
+        assert "watching instances failed; going on" in caplog.text
+        assert 2 <= looks.count(ready.id) <= 4
+
+    run(scenario())
+
+
+def test_telling_an_instance_that_cannot_be_reached(world, monkeypatch):
+    """It is told once it can be."""
+
+    async def scenario():
+        one = await world.running(await world.deploy(), SMALL)
+        port = world.backend.running.pop(one.id)
+        world.fleet.resize(one, Configuration(batch=8, cpu_cores=1))
+        world.fleet._ask(one, world.fleet._configure)
+        await world.settle()
+        assert (world.backend.told, one.untold) == ([], True)
+        world.backend.running[one.id] = port
+        await world.look(2)
+        assert [host for host, _ in world.backend.told] == [one.id]
+
+    run(scenario())
+
+
+def test_the_last_answers_of_a_killed_instance(world):
+    """What is under way is let go on for a moment; then everything of it is cleared up."""
+
+    async def scenario():
+        one = await world.running(await world.deploy())
+        one.in_flight = 1
+        await world.ended(one)
+        assert world.backend.forgotten == []
+        one.in_flight = 0
+        while not world.backend.forgotten:
+            await asyncio.sleep(0.01)
+        assert world.backend.forgotten == [one.id]
 
     run(scenario())

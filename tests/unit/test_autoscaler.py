@@ -248,3 +248,80 @@ def test_who_sleeps_is_not_measured_until_something_comes(world, scaler):
         assert (f.estimate.rate_rps > 0, scaler._dirty.is_set()) == (True, True)
 
     run(scenario())
+
+
+def test_each_instance_knows_why_it_runs(world, scaler):
+    """In numbers, from the newest plan; `infless status` shows it."""
+
+    async def scenario():
+        f = await world.deploy()
+        arriving(f, 100)
+        await scaler._replan()
+        world.backend.ready |= set(f.instances)
+        await world.look()
+        await scaler._replan()
+        assert all(" plan (greedy): " in one.reason and " meets 500ms up to " in one.reason for one in f.current())
+
+    run(scenario())
+
+
+def test_what_cannot_be_served_is_told(world, scaler, caplog):
+    """The server is too small: by how much, and why."""
+
+    async def scenario():
+        arriving(await world.deploy(), 100_000)
+        await scaler._replan()
+        assert "f.openfaas-fn: " in caplog.text
+        assert "requests/s are unserved: " in caplog.text
+
+    run(scenario())
+
+
+def test_what_is_no_longer_needed_goes(world, scaler):
+    """Two instances for a load that has passed: the least stays."""
+
+    async def scenario():
+        f = await world.deploy()
+        for _ in range(2):
+            await world.running(f, ONE)
+        await scaler._replan()
+        assert (len(f.serving()), len(f.current())) == (1, 1)
+
+    run(scenario())
+
+
+def test_an_heir_takes_over_when_it_is_ready(world, scaler):
+    """And not before: nobody would serve meanwhile."""
+
+    async def scenario():
+        f = await world.deploy()
+        old, heir = await world.running(f, ONE), await world.running(f, ONE, ready=False)
+        scaler._act(HandOver(id=old.id, to=heir.id), 0)
+        await world.look()
+        assert f.serving() == [old]
+        world.backend.ready.add(heir.id)
+        await world.look()
+        assert f.serving() == [heir]
+
+    run(scenario())
+
+
+def test_a_tick_that_fails_is_told_and_the_next_one_comes(world, scaler, monkeypatch, caplog):
+    """Rates are measured for ever."""
+
+    async def scenario():
+        ticks = []
+
+        def tick():
+            ticks.append(1)
+            raise RuntimeError("a fault of ours")
+
+        monkeypatch.setattr(scaler, "_tick", tick)
+        monkeypatch.setattr(autoscaler, "TICK_S", 0.0)
+        task = asyncio.ensure_future(scaler._tick_forever())
+        while len(ticks) < 3:
+            await asyncio.sleep(0)
+        task.cancel()
+        assert "measuring rates failed; what runs goes on running" in caplog.text
+
+    run(scenario())

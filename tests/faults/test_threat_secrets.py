@@ -52,12 +52,13 @@ def holds(data: bytes, value: str) -> bool:
 
 @pytest.fixture(scope="module")
 def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProcess]:
-    """One whose state folder was there before, open to others to look into."""
-    root = tmp_path_factory.mktemp("secrets")
-    made = ProviderProcess(root)
+    """One whose state folder was there before, open to others to look into, and whose environment holds a secret."""
+    made = ProviderProcess(tmp_path_factory.mktemp("secrets"))
     made.state.mkdir()
     made.state.chmod(0o755)
-    made.start("--cpu-cores", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", canary())
+        made.start("--cpu-cores", "1")
     yield made
     made.destroy()
 
@@ -168,14 +169,25 @@ class TestWhereTheyAreNot:
         assert listed >= 2
 
     def test_what_the_provider_was_started_with_is_not_the_functions(self, provider, values):
-        """Nor is its environment: a cloud's credentials, say."""
+        """Of the environment only what programs need to run: not a cloud's credentials, say."""
+        assert provider.process is not None
         [pid] = provider.pids("gated")
-        given = psutil.Process(pid).environ()
+        told, given = psutil.Process(provider.process.pid).environ(), psutil.Process(pid).environ()
         assert given["OPENFAAS_NAME"] == "gated"
-        assert "PYTHONPATH" in given
-        assert not {name for name in given if "AUTH" in name or name.startswith(("AWS", "INFLESS", "PYTEST"))}
         assert Path(given["HOME"]) == provider.state / "tmp" / provider.instances("gated")[0]["id"]
-        assert values
+        assert "AWS_SECRET_ACCESS_KEY" in told
+        kept = {name for name in told if given.get(name) == told[name]}
+        assert kept <= {
+            "PATH",
+            "LANG",
+            "LD_LIBRARY_PATH",
+            "XDG_CACHE_HOME",
+            "PYTHONUSERBASE",
+            "PYTHONUNBUFFERED",
+            "PWD",
+        }
+        assert not holds(json.dumps(given).encode(), told["AWS_SECRET_ACCESS_KEY"])
+        assert not [name for name, value in given.items() for one in values.values() if holds(value.encode(), one)]
 
 
 def test_the_password_is_in_no_log(provider: ProviderProcess) -> None:

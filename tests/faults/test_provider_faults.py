@@ -5,19 +5,29 @@ Each test ends with Ctrl-C to the provider, after which no process and no tempor
 
 from __future__ import annotations
 
+import os
 import random
+import re
+import shutil
 import signal
+import socket
+import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import believed
 import provider_books as books
 import pytest
-from provider_process import ProviderProcess, wait_until
+import requests
+from callback_server import CallbackServer
+from provider_process import ProviderProcess, environment, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -127,3 +137,401 @@ def check_queued_calls(fresh: ProviderProcess, clients: list[believed.Client], s
         assert len(missed) <= book["failed"], missed
         if not client.mortal:
             assert book["failed"] == 0
+
+
+SLOW_START = """import os, time
+if "listen_fds" in os.environ:  # it serves, and is not only timed
+    time.sleep(1.0)
+
+def handle(event, context):
+    time.sleep(float(event.body or 0))
+    return {"statusCode": 200, "body": os.environ.get("version", "1")}
+"""
+
+
+class TestKilledInTheMiddle:
+    """SIGKILL to the provider after its 202 and before the work is done: the next one does the rest."""
+
+    def test_of_a_deployment(self, fresh: ProviderProcess) -> None:
+        """The instance that was starting goes on to become the only one."""
+        fresh.start().build("slow", SLOW_START)
+        assert fresh.put("POST", "slow").status_code == 202
+        starting = wait_until(lambda: fresh.instances("slow", "starting"), "it starts")
+        fresh.kill()
+        fresh.start()
+        fresh.ready("slow")
+        assert fresh.pids("slow") == [starting[0]["pid"]]
+        assert fresh.invoke("slow", b"").text == "1"
+        books.assert_in_order(fresh)
+
+    def test_of_an_update(self, fresh: ProviderProcess) -> None:
+        """Both versions are found again; the new one takes over, the old one ends."""
+        fresh.start().deploy("slow", SLOW_START)
+        (old,) = fresh.pids("slow")
+        assert fresh.put("PUT", "slow", envVars={"version": "2"}).status_code == 202
+        (starting,) = wait_until(lambda: fresh.instances("slow", "starting"), "the new one starts")
+        fresh.kill()
+        assert books.leaders(fresh) == {old, starting["pid"]}
+        fresh.start()
+        wait_until(lambda: fresh.pids("slow") == [starting["pid"]], "the new one alone serves")
+        assert fresh.invoke("slow", b"").text == "2"
+        books.assert_in_order(fresh)
+        assert fresh.status("slow")["envVars"] == {"version": "2"}
+
+    def test_of_scaling(self, fresh: ProviderProcess) -> None:
+        """So many run as were asked for, not more."""
+        fresh.start().deploy("slow", SLOW_START)
+        assert fresh.send("POST", "/system/scale-function/slow", {"replicas": 3}).status_code == 202
+        fresh.kill()
+        fresh.start()
+        fresh.ready("slow", 3)
+        books.assert_in_order(fresh)
+        assert len(books.leaders(fresh)) == 3
+
+    def test_of_a_removal(self, fresh: ProviderProcess) -> None:
+        """An instance that was answering its last request is ended: nobody waits for it any more."""
+        fresh.start().deploy("slow", SLOW_START)
+        with ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(fresh.invoke, "slow", b"60")
+            wait_until(lambda: books.in_flight(fresh, "slow") == 1, "it is asked")
+            assert fresh.send("DELETE", "/system/functions", {"functionName": "slow"}).status_code == 202
+            assert len(fresh.instances("slow", "draining")) == 1
+            fresh.kill()
+            assert isinstance(asking.exception(), requests.ConnectionError)
+        assert len(books.leaders(fresh)) == 1
+        fresh.start()
+        wait_until(lambda: not books.leaders(fresh), "its instance is ended")
+        books.assert_in_order(fresh)
+        assert fresh.invoke("slow").status_code == 404
+
+
+TROUBLE = """import os, time
+
+def handle(event, context):
+    if event.body:
+        time.sleep(float(event.body))
+    return {"statusCode": 200, "body": str(os.getpid())}
+"""
+FAKE_WATCHDOG = '''"""Instead of our watchdog: answers by the path, and mostly not as HTTP wants it. `--curve` says that it is not ours."""
+
+import os, socket, sys, threading, time
+
+ANSWERS = {
+    "/garbage": [b"\\x00\\xffI am no HTTP\\r\\n\\r\\n"],
+    "/nothing": [],
+    "/half-head": [b"HTTP/1.1 200 OK\\r\\ncontent-le"],
+    "/half-body": [b"HTTP/1.1 200 OK\\r\\ncontent-length: 1000\\r\\n\\r\\nhalf"],
+    "/half-chunks": [b"HTTP/1.1 200 OK\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n4\\r\\nhalf\\r\\n", b"5\\r\\nno"],
+    "/bad-chunk": [b"HTTP/1.1 200 OK\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n4\\r\\nhalf\\r\\n", b"zzz\\r\\n"],
+    "/bad-first-chunk": [b"HTTP/1.1 200 OK\\r\\ntransfer-encoding: chunked\\r\\n\\r\\nzzz\\r\\n"],
+    "/hang": [60],
+    "/half-hang": [b"HTTP/1.1 200 OK\\r\\ncontent-length: 1000\\r\\n\\r\\nhalf", 60],
+}
+FINE = [b"HTTP/1.1 200 OK\\r\\ncontent-length: 4\\r\\nconnection: close\\r\\n\\r\\nfine"]
+
+
+def serve(connection):
+    with connection:
+        head = b""
+        while b"\\r\\n\\r\\n" not in head:
+            piece = connection.recv(65536)
+            if not piece:
+                return
+            head += piece
+        for step in ANSWERS.get(head.split()[1].decode(), FINE):
+            if isinstance(step, bytes):
+                connection.sendall(step)
+                time.sleep(0.02)  # the pieces shall come one by one
+            else:
+                connection.settimeout(step)
+                connection.recv(1)  # until the provider leaves
+
+
+if "--curve" in sys.argv:
+    print('{"unknown": "not ours"}')
+else:
+    listener = socket.socket(fileno=int(os.environ["listen_fds"].split(",")[0]))
+    while True:
+        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+'''
+
+
+def build_fake(provider: ProviderProcess, name: str) -> None:
+    """A bundle whose watchdog is another program."""
+    provider.build(name)
+    folder = provider.bundles / name / "infless_watchdog"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "__init__.py").touch()  # without it another package of that name would be preferred
+    (folder / "__main__.py").write_text(FAKE_WATCHDOG)
+
+
+class TestInstances:
+    """They hang, die and talk nonsense; each request has an answer or a cut connection, and is in the books once."""
+
+    def test_killed_in_mid_request(self, fresh: ProviderProcess) -> None:
+        """Who was being answered gets 502; who comes then is answered by a new one."""
+        fresh.start().deploy("f", TROUBLE)
+        before = books.descriptors(fresh)
+        for _ in range(2):
+            self._kill_in_mid_request(fresh)
+        assert books.codes(fresh, "f") == Counter({"502": 16, "200": 16})
+        books.assert_in_order(fresh)
+        books.assert_nothing_left_open(fresh, before)
+
+    def _kill_in_mid_request(self, fresh: ProviderProcess) -> None:
+        (pid,) = wait_until(lambda: fresh.pids("f"), "an instance")
+        with ThreadPoolExecutor(8) as pool:
+            lost = [pool.submit(fresh.invoke, "f", b"30") for _ in range(8)]
+            wait_until(lambda: books.in_flight(fresh, "f") == 8, "all are being answered")
+            books.kill_instance(pid)
+            # Until then a request may still be written to a connection whose end has not been read yet.
+            wait_until(lambda: pid not in fresh.pids("f"), "its end is noticed")
+            assert {one.result().status_code for one in lost} == {502}
+            assert all("failed while answering" in one.result().text for one in lost)
+            answers = list(pool.map(lambda _: fresh.invoke("f", b""), range(8)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert str(pid) not in {answer.text for answer in answers}
+
+    def test_that_hangs(self, fresh: ProviderProcess) -> None:
+        """504 at the deadline, the client's or the provider's; other functions are served meanwhile."""
+        fresh.start("--invoke-timeout", "2s").deploy("f", TROUBLE)
+        fresh.deploy("g", TROUBLE)
+        before = books.descriptors(fresh)
+        with ThreadPoolExecutor(8) as pool:
+            hanging = [pool.submit(fresh.invoke, "f", b"600") for _ in range(4)]
+            patient = pool.submit(fresh.invoke, "f", b"600", headers={"X-Timeout": "500ms"})
+            while not all(one.done() for one in hanging):
+                answer = fresh.invoke("g", b"")
+                assert (answer.status_code, answer.elapsed.total_seconds() < 1.0) == (200, True)
+            answers = [one.result() for one in hanging]
+        assert patient.result().status_code == 504
+        assert 0.4 < patient.result().elapsed.total_seconds() < 1.5
+        assert {answer.status_code for answer in answers} == {504}
+        assert all(1.9 < answer.elapsed.total_seconds() < 4.0 for answer in answers)
+        assert books.codes(fresh, "f") == Counter({"504": 5})
+        books.assert_nothing_left_open(fresh, before)
+        books.kill_instance(fresh.pids("f")[0])  # it would not end by itself within the five seconds of a Ctrl-C
+
+    def test_that_answers_garbage_and_closes_in_the_middle(self, fresh: ProviderProcess) -> None:
+        """502 where nothing was sent on yet, else a cut connection; never half an answer that looks whole."""
+        fresh.start("--invoke-timeout", "2s")
+        build_fake(fresh, "fake")
+        assert fresh.put("POST", "fake").status_code == 202
+        fresh.ready("fake")
+        (pid,) = fresh.pids("fake")
+        assert fresh.invoke("fake/fine").text == "fine"
+        before, told = books.descriptors(fresh), Counter({"200": 1})
+        statuses = {
+            "garbage": (502, "502"), "nothing": (502, "502"), "half-head": (502, "502"),
+            "bad-first-chunk": (502, "502"), "hang": (504, "504"),
+            "half-body": (0, "502"), "half-chunks": (0, "502"), "bad-chunk": (0, "502"), "half-hang": (0, "504"),
+        }  # fmt: skip
+        with ThreadPoolExecutor(16) as pool:
+            for path, (status, code) in statuses.items():
+                answers = list(pool.map(lambda path: ask(fresh, f"fake/{path}"), [path] * 8))
+                assert answers == [status] * 8, path
+                told[code] += 8
+            assert list(pool.map(lambda _: ask(fresh, "fake/fine"), range(8))) == [200] * 8
+        told["200"] += 8
+        assert books.codes(fresh, "fake") == told
+        assert fresh.pids("fake") == [pid]
+        books.assert_nothing_left_open(fresh, before)
+
+
+def ask(provider: ProviderProcess, path: str) -> int:
+    """The status of an answer that came whole; 0 for one that was cut off."""
+    try:
+        return provider.invoke(path).status_code
+    except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
+        return 0
+
+
+@pytest.fixture
+def small_disk(fresh: ProviderProcess) -> Iterator[ProviderProcess]:
+    """A provider, not started, whose state folder is a disk of 12 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("a disk that is full is a small tmpfs, and to mount one takes root")
+    fresh.state.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(fresh.state)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode != 0:
+        pytest.skip(f"a disk that is full is a small tmpfs, and none can be mounted here: {mounted.stderr.strip()}")
+    yield fresh
+    fresh.destroy()
+    subprocess.run(["umount", "--lazy", str(fresh.state)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """A file that takes all space that is left."""
+    path = folder / "full"
+    with path.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+class TestFullDisk:
+    """Of the state folder: what would have to be written is refused, what needs no disk goes on."""
+
+    def test_refusals_change_nothing(self, small_disk: ProviderProcess) -> None:
+        """Sentences for all that changes something; invocations go on; with space again everything works."""
+        provider = small_disk.start()
+        provider.deploy("f", TROUBLE)
+        provider.build("g", TROUBLE)
+        before = provider.status("f")
+        full = fill(provider.state)
+        long = {"long": "x" * 200_000}  # more than a database's log file can take without growing
+        secret = {"name": "s", "value": "v" * 500_000}
+        refused = {
+            "deploy": provider.put("POST", "g"),
+            "update": provider.put("PUT", "f", annotations=long),
+            "secret": provider.send("POST", "/system/secrets", secret),
+            "call": provider.send("POST", "/async-function/f", b"0" * 500_000),
+        }
+        for what, answer in refused.items():
+            assert answer.status_code == 503, (what, answer.text)
+            assert re.search("full|No space left", answer.text), (what, answer.text)
+            assert len(answer.text.splitlines()) == 1, (what, answer.text)
+        assert {provider.invoke("f", b"").status_code for _ in range(20)} == {200}
+        assert provider.status("f") | {"invocationCount": 0} == before | {"invocationCount": 0}
+        assert provider.send("GET", "/system/function/g").status_code == 404
+        assert provider.send("GET", "/system/secrets").json() == []
+        assert list((provider.state / "bundles").glob(".draft-*")) == []
+        full.unlink()
+        assert provider.put("POST", "g").status_code == 202
+        assert provider.put("PUT", "f", annotations=long).status_code == 202
+        assert provider.send("POST", "/system/secrets", secret).status_code == 201
+        assert provider.send("POST", "/async-function/f", b"0.01").status_code == 202
+        provider.ready("g")
+        wait_until(lambda: books.queue(provider, "f")["done"] == 1, "the queued call is done")
+        assert books.queue(provider, "f") == Counter({"accepted": 1, "done": 1, "refused": 1})
+        assert books.codes(provider, "f") == Counter({"200": 21})
+        provider.kill()
+        provider.start()
+        assert provider.status("f")["annotations"] == long
+        assert provider.invoke("g", b"").status_code == 200
+        books.assert_in_order(provider)
+
+    def test_an_instance_dies_and_the_provider_is_started_anew(self, small_disk: ProviderProcess) -> None:
+        """Whoever is not served is told why; with space again they are, by exactly one instance."""
+        provider = small_disk.start()
+        provider.deploy("f", TROUBLE)
+        full = fill(provider.state)
+        (pid,) = provider.pids("f")
+        books.kill_instance(pid)
+        wait_until(lambda: pid not in provider.pids("f"), "its end is noticed")
+        answer = provider.invoke("f", b"")
+        assert answer.status_code in (200, 503), answer.text
+        if answer.status_code == 503:
+            assert "No space left" in answer.text or "full" in answer.text
+        provider.stop(signal.SIGTERM)
+        fill(provider.state)
+        with suppress(AssertionError):  # it may refuse to start, with a sentence
+            provider.start()
+        assert "Traceback" not in provider.log.read_text()
+        full.unlink()
+        if provider.process is not None and provider.process.poll() is not None:
+            provider.start()
+        wait_until(lambda: provider.invoke("f", b"").status_code == 200, "it serves again", timeout_s=30)
+        provider.ready("f")
+        books.assert_in_order(provider)
+
+
+JUMPY_CLOCK = '''"""Imported by every Python at its start: the wall clock is as far off as a file says, the monotonic one is not."""
+
+import datetime, time
+
+_time, _time_ns, _datetime = time.time, time.time_ns, datetime.datetime
+
+
+def _offset_s():
+    try:
+        with open({path!r}) as file:
+            return int(file.read() or 0)
+    except OSError:
+        return 0
+
+
+time.time = lambda: _time() + _offset_s()
+time.time_ns = lambda: _time_ns() + _offset_s() * 10**9
+
+
+class Moment(_datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(seconds=_offset_s())
+
+
+datetime.datetime = Moment
+'''
+TALKING = TROUBLE.replace("    if event.body:", "    print('asked', flush=True)\n    if event.body:")
+
+
+def test_the_clock_jumps(fresh: ProviderProcess) -> None:
+    """Hours forward, then back behind the start: calls, queue, logs, timers and a restart go by other clocks."""
+    offset = fresh.root / "offset"
+    jumpy = JUMPY_CLOCK.format(path=str(offset))
+    (fresh.root / "clock").mkdir()
+    (fresh.root / "clock" / "sitecustomize.py").write_text(jumpy)
+    fresh.variables["PYTHONPATH"] = f"{fresh.root / 'clock'}:{environment()['PYTHONPATH']}"
+    fresh.start()
+    for name, labels in (("steady", {}), ("sleeper", {"com.openfaas.scale.zero": "true", ZERO_AFTER: "2s"})):
+        fresh.build(name, TALKING)
+        (fresh.bundles / name / "sitecustomize.py").write_text(jumpy)
+        assert fresh.put("POST", name, labels=labels).status_code == 202
+        fresh.ready(name)
+    pids = fresh.pids("steady")
+    for jump, offset_s in enumerate((5 * 3600, -30 * 3600), start=1):
+        offset.write_text(str(offset_s))
+        told = fresh.invoke("steady", b"")
+        assert told.status_code == 200
+        assert abs(int(told.headers["x-start-time"]) / 1e9 - time.time() - offset_s) < 60  # it did jump
+        assert fresh.send("POST", "/async-function/steady", b"0.01").status_code == 202
+        wait_until(lambda n=jump: books.queue(fresh, "steady")["done"] == n, "the queued call is done")  # type: ignore[misc]
+        lines = fresh.send("GET", f"/system/logs?name=steady&since={_rfc3339(offset_s - 30)}").text.splitlines()
+        # Since the jump two; after the jump back all earlier lines look as if they were of the future.
+        assert sum("asked" in line for line in lines) == 2 * jump, lines
+        wait_until(lambda: not fresh.pids("sleeper"), "nobody needs it, so it sleeps")
+        assert fresh.invoke("sleeper", b"").status_code == 200
+        assert fresh.pids("steady") == pids
+        fresh.stop(signal.SIGTERM)
+        fresh.start()
+        fresh.ready("steady")
+        assert fresh.pids("steady") == pids
+    books.assert_in_order(fresh)
+
+
+ZERO_AFTER = "com.openfaas.scale.zero-duration"
+
+
+def _rfc3339(from_now_s: float) -> str:
+    moment = datetime.now(tz=UTC) + timedelta(seconds=from_now_s)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_callback_target_that_never_answers(fresh: ProviderProcess) -> None:
+    """It holds up no other call; the result stays in the queue over a crash, until somebody takes it."""
+    fresh.start("--callbacks-allow", "127.0.0.1").deploy("f", TROUBLE)
+    with socket.create_server(("127.0.0.1", 0)) as silent, CallbackServer() as callbacks:
+        port = silent.getsockname()[1]
+        url = f"http://127.0.0.1:{port}/taken"
+        for target in (url, url, f"{callbacks.url}/quick", f"{callbacks.url}/quick"):
+            headers = {"X-Callback-Url": target}
+            assert fresh.send("POST", "/async-function/f", b"0.01", headers=headers).status_code == 202
+        assert [callbacks.next().path, callbacks.next().path] == ["/quick", "/quick"]
+        wait_until(lambda: books.queue(fresh, "f")["done"] == 2, "the quick ones are done")
+        assert books.queue(fresh, "f") == Counter({"accepted": 4, "done": 2, "waiting": 2})
+        assert books.codes(fresh, "f") == Counter({"200": 4})
+        silent.accept()[0].close()
+        fresh.kill()
+    with CallbackServer(port) as callbacks:
+        fresh.start("--callbacks-allow", "127.0.0.1")
+        assert [callbacks.next().path, callbacks.next().path] == ["/taken", "/taken"]
+        wait_until(lambda: books.queue_is_empty(fresh), "the results are delivered")
+        assert books.queue(fresh, "f") == Counter({"accepted": 4, "done": 4})
+    told = [sample.name for sample in books.samples(fresh.url)]
+    assert "gateway_function_invocation_total" not in told  # the function is not asked again
+    books.assert_in_order(fresh)

@@ -29,14 +29,15 @@ class Delivery:
 
 
 class CallbackServer:
-    """A context manager: listens on loopback, takes every POST with 200."""
+    """A context manager: listens on loopback, on a free port where none is given, and takes every POST with 200."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
+        self._port = port
         self._deliveries: SimpleQueue[Delivery] = SimpleQueue()
 
     def __enter__(self) -> CallbackServer:
-        """Listen on a free port."""
-        self._server = make_server("127.0.0.1", 0, self._take, threaded=True)
+        """Listen."""
+        self._server = make_server("127.0.0.1", self._port, self._take, threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
         return self

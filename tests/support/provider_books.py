@@ -16,15 +16,25 @@ from prometheus_client.samples import Sample
 from provider_process import ProviderProcess, processes_of, wait_until
 
 
-def samples(url: str, name: str) -> list[Sample]:
-    """What `/metrics` says under one name.
+def samples(url: str) -> list[Sample]:
+    """What `/metrics` says at one moment.
 
     Args:
         url: of a provider, or of an instance's metrics port.
-        name: of the metric, with its suffix.
     """
     text = requests.get(f"{url}/metrics", timeout=10).text
-    return [one for family in text_string_to_metric_families(text) for one in family.samples if one.name == name]
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
+def by_label(told: list[Sample], metric: str, label: str, name: str) -> Counter[str]:
+    """The values of one metric for one function, by another label."""
+    return Counter(
+        {
+            one.labels.get(label, ""): int(one.value)
+            for one in told
+            if one.name == metric and one.labels["function_name"] == f"{name}.openfaas-fn"
+        }
+    )
 
 
 def codes(provider: ProviderProcess, name: str) -> Counter[str]:
@@ -32,49 +42,40 @@ def codes(provider: ProviderProcess, name: str) -> Counter[str]:
 
     An invocation is accepted, and then it is answered, refused or given up: nothing is in between for long.
     """
-    key = f"{name}.openfaas-fn"
 
     def balanced() -> Counter[str]:
-        begun = sum(
-            one.value
-            for one in samples(provider.url, "gateway_function_invocation_started_total")
-            if one.labels["function_name"] == key
-        )
-        found = Counter(
-            {
-                one.labels["code"]: int(one.value)
-                for one in samples(provider.url, "gateway_function_invocation_total")
-                if one.labels["function_name"] == key
-            }
-        )
-        return found if found.total() == begun else Counter()
+        told = samples(provider.url)
+        begun = by_label(told, "gateway_function_invocation_started_total", "", name)
+        ended = by_label(told, "gateway_function_invocation_total", "code", name)
+        return ended if ended.total() == begun.total() else Counter()
 
     found: Counter[str] = wait_until(balanced, f"every invocation of {name} that has begun has ended")
-    assert [one["in_flight"] for one in overview(provider)["functions"] if one["function"] == key] in ([0], [])
+    assert in_flight(provider, name) == 0
     return found
+
+
+def in_flight(provider: ProviderProcess, name: str) -> int:
+    """Invocations of a function that are under way."""
+    found = [one["in_flight"] for one in overview(provider)["functions"] if one["function"] == f"{name}.openfaas-fn"]
+    return int(sum(found))
 
 
 def queue(provider: ProviderProcess, name: str) -> Counter[str]:
-    """What became of a function's queued calls, `waiting` among it; `accepted` is the sum of the others, or it fails."""
-    key = f"{name}.openfaas-fn"
-    found = Counter(
-        {
-            one.labels["outcome"]: int(one.value)
-            for one in samples(provider.url, "infless_async_calls_total")
-            if one.labels["function_name"] == key
-        }
-    )
-    for one in samples(provider.url, "infless_async_waiting"):
-        if one.labels["function_name"] == key:
-            found["waiting"] = int(one.value)
+    """What became of a function's queued calls, `waiting` among it; what is 0 is left out.
+
+    What was accepted has ended in one of three ways or waits, or this fails.
+    """
+    told = samples(provider.url)
+    found = by_label(told, "infless_async_calls_total", "outcome", name)
+    found["waiting"] = by_label(told, "infless_async_waiting", "", name).total()
     ended = found["done"] + found["failed"] + found["cancelled"]
     assert found["accepted"] == ended + found["waiting"], found
-    return found
+    return +found
 
 
 def queue_is_empty(provider: ProviderProcess) -> bool:
     """Whether no queued call waits or runs."""
-    return not any(one.value for one in samples(provider.url, "infless_async_waiting"))
+    return not any(one.value for one in samples(provider.url) if one.name == "infless_async_waiting")
 
 
 def leaders(provider: ProviderProcess) -> set[int]:

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from infless_core.errors import InvalidInput
 from infless_core.labels import GpuWish
+from infless_core.units import parse_cpu_cores, parse_memory_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -247,3 +248,15 @@ class FunctionSpec:
     def key(self) -> str:
         """`name.namespace`, the identity of a function in routes, metrics and the state."""
         return f"{self.name}.{self.namespace}"
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """What an instance may hold (`limits.memory`); 0 is no limit."""
+        text = (self.limits or {}).get("memory")
+        return parse_memory_bytes(text, "limits.memory") if text else 0
+
+    @property
+    def cpu_cores_limit(self) -> int | None:
+        """The most cores of an instance (`limits.cpu`), whole ones and at least one; None is no limit."""
+        text = (self.limits or {}).get("cpu")
+        return max(1, math.floor(parse_cpu_cores(text, "limits.cpu"))) if text else None

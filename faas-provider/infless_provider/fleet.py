@@ -16,7 +16,6 @@ from infless_core.clock import Clock
 from infless_core.errors import InflessError, StateError
 from infless_core.lifecycle import Event, Phase
 from infless_core.model import Configuration
-from infless_core.units import parse_memory_bytes
 from infless_provider.backends.base import Address, Backend, Launch, Stage
 from infless_provider.functions import FunctionState, Instance
 from infless_provider.settings import Settings
@@ -88,7 +87,6 @@ class Fleet:
 
     def _launch(self, function: FunctionState, instance: Instance) -> Launch:
         spec = function.stored.spec
-        memory = (spec.limits or {}).get("memory")
         return Launch(
             id=instance.id,
             function=function.key,
@@ -98,7 +96,7 @@ class Fleet:
             configuration=instance.configuration,
             latency_target_s=function.wishes.latency_target_s,
             server=self._backend.servers[0].id,
-            memory_bytes=parse_memory_bytes(memory, "limits.memory") if memory else 0,
+            memory_bytes=spec.memory_limit_bytes,
             secrets=self.secrets_of(function.key, instance.version),
             read_only_root=spec.read_only_root_filesystem,
             process=spec.env_process,

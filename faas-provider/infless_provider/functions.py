@@ -140,7 +140,7 @@ class FunctionState:
             latency_percentile=self.wishes.latency_percentile,
             rate_rps=rate_rps,
             max_batch=self.wishes.batch_max,
-            profile=self.profile or (self._assumed_point(),),
+            profile=within_limits(self.stored.spec, self.profile) or (self._assumed_point(),),
             gpu=self.wishes.gpu,
         )
 
@@ -238,12 +238,19 @@ def by_phase(instances: Iterable[Instance], *phases: Phase) -> list[Instance]:
     return sorted((i for i in instances if i.phase in phases), key=lambda i: i.id)
 
 
+def within_limits(spec: FunctionSpec, profile: tuple[ProfilePoint, ...]) -> tuple[ProfilePoint, ...]:
+    """The configurations that a function's `limits.cpu` allows."""
+    most = spec.cpu_cores_limit
+    return profile if most is None else tuple(one for one in profile if one.configuration.cpu_cores <= most)
+
+
 def check_target(spec: FunctionSpec, wishes: Wishes, profile: tuple[ProfilePoint, ...]) -> None:
     """Whether a function that takes so long can meet what is asked of it; nothing is known against an untimed one.
 
     Raises:
         Infeasible: names the nearest target that it can meet.
     """
+    profile = within_limits(spec, profile)
     demand = FunctionDemand(
         id=spec.key,
         latency_target_s=wishes.latency_target_s,

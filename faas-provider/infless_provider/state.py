@@ -51,8 +51,7 @@ class Version:
     def id(self) -> str:
         """Differs where running instances have to be replaced: also for another memory limit, secret or root."""
         spec = self.spec
-        memory = (spec.limits or {}).get("memory", "")
-        rest = (spec.secrets, memory, spec.read_only_root_filesystem, spec.env_process)
+        rest = (spec.secrets, spec.memory_limit_bytes, spec.read_only_root_filesystem, spec.env_process)
         return f"{self.digest}-{hashlib.sha256(repr(rest).encode()).hexdigest()[:8]}"
 
 

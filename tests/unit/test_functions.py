@@ -9,7 +9,7 @@ from infless_core.labels import Wishes
 from infless_core.lifecycle import Event, Phase
 from infless_core.model import Configuration, FunctionSpec, ProfilePoint
 from infless_provider.backends.base import Address
-from infless_provider.functions import HEADROOM, FunctionState, Instance
+from infless_provider.functions import HEADROOM, FunctionState, Instance, within_limits
 from infless_provider.state import StoredFunction, Version
 from infless_scheduler.autoscale import RateEstimate
 
@@ -166,3 +166,14 @@ def test_who_sleeps(awake):
     asleep = function(scale_min=0)
     assert asleep.sleeps()
     assert not replace(asleep, **awake).sleeps()
+
+
+def test_limits_cpu_is_the_most_cores_of_a_configuration() -> None:
+    """Whole ones, and at least one."""
+    profile = tuple(
+        ProfilePoint(configuration=Configuration(batch=1, cpu_cores=cores), exec_s=0.1 / cores) for cores in (1, 2, 4)
+    )
+    for limit, most in (("500m", 1), ("1", 1), ("2500m", 2), ("16", 4)):
+        spec = FunctionSpec(name="f", image="i", namespace="n", limits={"cpu": limit})
+        assert max(one.configuration.cpu_cores for one in within_limits(spec, profile)) == most
+    assert within_limits(FunctionSpec(name="f", image="i", namespace="n"), profile) == profile

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from infless_core.clock import Clock
@@ -107,7 +107,8 @@ class Controller:
         if spec.key in self.functions:
             raise Conflict(f"function {spec.name!r} exists already; update it with PUT")
         most = self._settings.functions_max
-        if len(self.functions_in(spec.namespace)) >= most:
+        coming = sum(key not in self.functions and key.endswith(f".{spec.namespace}") for key in self._busy)
+        if len(self.functions_in(spec.namespace)) + coming >= most:
             raise Conflict(f"namespace {spec.namespace!r} holds {most} functions, as many as it may")
         await self._apply(spec)
 
@@ -216,7 +217,14 @@ class Controller:
         function.wake()
         for instance in list(function.instances.values()):
             self.fleet.drain(instance, "its function was removed")
+        self._forget_secrets(function.key)
         self.on_removed(function.key)
+
+    def _forget_secrets(self, key: str) -> None:
+        """Once nothing of a removed function runs any more."""
+        running = any(instance.function == key for instance in self.fleet.instances.values())
+        if key not in self.functions and key not in self._busy and not running:
+            self._secrets.unmount(key)
 
     async def scale(self, name: str, namespace: object, replicas: int) -> None:
         """POST /system/scale-function: the least number of instances from now on; the planner may run more.
@@ -281,26 +289,14 @@ class Controller:
 
     def drifted(self, key: str, configuration: Configuration, why: str) -> None:
         """A configuration takes another time than it did: an event for `infless status`, and the log."""
-        self._event("drift", key, why, configuration)
+        self.fleet.note("drift", key, why, configuration)
+        LOG.warning("drift %s %s: %s", key, configuration, why)
 
     def secret_changed(self, namespace: str, name: str) -> None:
         """A secret has another value, or none: functions that it opens are opened by what it holds now."""
         for function in self.functions.values():
             if function.stored.spec.namespace == namespace and function.wishes.auth_secret == name:
                 function.tokens = self._tokens(namespace, name)
-
-    def _event(self, what: str, key: str, why: str, configuration: Configuration | None = None) -> None:
-        self.fleet.events.append(
-            {
-                "at_s": self.clock.wall_s(),
-                "event": what,
-                "instance": "",
-                "function": key,
-                "configuration": asdict(configuration) if configuration else None,
-                "why": why,
-            }
-        )
-        LOG.warning("%s %s %s: %s", what, key, configuration or "", why)
 
     # what instances do -----------------------------------------------------------------------------------------------
 
@@ -377,7 +373,8 @@ class Controller:
             return
         self._install(stored, wishes, self._kept_profile(stored.version, wishes))
         function.failures, function.retry_at_s, function.rolled_back = 0, 0.0, words
-        self._event("rollback", function.key, words)
+        self.fleet.note("rollback", function.key, words)
+        LOG.warning("%s is rolled back: %s", function.key, words)
         for instance in [i for i in function.undrained() if i.version == failed.version.id]:
             self.fleet.drain(instance, "its version was rolled back")
         function.wake()
@@ -386,6 +383,7 @@ class Controller:
     def _instance_ended(self, instance: Instance, phase: Phase, words: str) -> None:
         function = self.functions.get(instance.function)
         if function is None:
+            self._forget_secrets(instance.function)
             return
         function.instances.pop(instance.id, None)
         if phase is Phase.STARTING and instance.version == function.version:

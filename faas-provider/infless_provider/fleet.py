@@ -69,8 +69,7 @@ class Fleet:
         """
         if self._closing:
             return None
-        self._serial += 1
-        id_ = f"{function.stored.spec.name}-{self._serial:x}"
+        id_ = self._new_id(function.stored.spec.name)
         instance = self._admit(function, id_, configuration, reason)
         instance.replaces = replaces
         try:
@@ -84,6 +83,14 @@ class Fleet:
         self.record("start", instance, reason)
         self._look_at(instance)
         return instance
+
+    def _new_id(self, name: str) -> str:
+        """Also after the clock was set back, and a provider before this one has counted from the same time."""
+        while True:
+            self._serial += 1
+            id_ = f"{name}-{self._serial:x}"
+            if id_ not in self.instances:
+                return id_
 
     def _launch(self, function: FunctionState, instance: Instance) -> Launch:
         spec = function.stored.spec
@@ -308,18 +315,24 @@ class Fleet:
         self.on_failed(function)
 
     def record(self, what: str, instance: Instance, why: str) -> None:
-        """Keep an event for `infless status` and the log."""
+        """Keep an event of an instance for `infless status` and the log."""
+        self.note(what, instance.function, why, instance.configuration, instance.id)
+        LOG.info("%s %s %s%s", what, instance.id, instance.configuration, f": {why}" if why else "")
+
+    def note(
+        self, what: str, function: str, why: str, configuration: Configuration | None = None, instance: str = ""
+    ) -> None:  # fmt: skip
+        """Keep an event for `infless status`."""
         self.events.append(
             {
                 "at_s": self._clock.wall_s(),
                 "event": what,
-                "instance": instance.id,
-                "function": instance.function,
-                "configuration": asdict(instance.configuration),
+                "instance": instance,
+                "function": function,
+                "configuration": asdict(configuration) if configuration else None,
                 "why": why,
             }
         )
-        LOG.info("%s %s %s%s", what, instance.id, instance.configuration, f": {why}" if why else "")
 
     def _spawn(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]] | None = None) -> None:
         group = self._tasks if group is None else group

@@ -98,7 +98,8 @@ class SecretStore:
         missing = sorted(set(names) - set(self.names(namespace)))
         if missing:
             told = ", ".join(repr(name) for name in missing)
-            raise InvalidInput(f"secrets: {told} does not exist in namespace {namespace!r}; create it first")
+            verb, what = ("does", "it") if len(missing) == 1 else ("do", "them")
+            raise InvalidInput(f"secrets: {told} {verb} not exist in namespace {namespace!r}; create {what} first")
 
     def mount(self, function: str, version: str, namespace: str, names: Collection[str]) -> None:
         """Copy what a version asks for to where its instances look. An older version keeps its own.
@@ -121,6 +122,10 @@ class SecretStore:
         """Where a version's instances find their secrets; None when it has none."""
         folder = self._mounted / function / version
         return folder if folder.is_dir() else None
+
+    def unmount(self, function: str) -> None:
+        """Remove the copies of a function that is gone."""
+        shutil.rmtree(self._mounted / function, ignore_errors=True)
 
     def sweep(self, versions: Mapping[str, Collection[str]]) -> None:
         """After a start: remove copies that no function asks for any more, and what a crash left half written.

@@ -6,16 +6,17 @@ import hashlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from infless_core.errors import StateError
+from infless_core.errors import InvalidInput, StateError
 from infless_core.model import Configuration, FunctionSpec
 
 LOG = logging.getLogger("infless.state")
+_T = TypeVar("_T")
 _MIGRATIONS = (
     """
     CREATE TABLE function (
@@ -165,24 +166,23 @@ class State:
         self._db.close()
 
     def functions(self) -> list[StoredFunction]:
-        """All functions, by key. A row that this version cannot read is told in the log and left as it is."""
-        found = []
-        for key, spec, artifact, digest, created_at_s, replicas, previous, proven in self._rows(
-            "SELECT key, spec, artifact, digest, created_at_s, replicas, previous, proven FROM function ORDER BY key"
-        ):
-            try:
-                function = StoredFunction(
-                    version=Version(spec=_spec_from_json(spec), artifact=artifact, digest=digest),
-                    created_at_s=created_at_s,
-                    replicas=replicas,
-                    previous=_version_from_json(previous) if previous else None,
-                    proven=bool(proven),
-                )
-            except (ValueError, TypeError, KeyError) as error:
-                LOG.error("%s cannot be read from %s and is not served: %r", key, self._path, error)  # noqa: TRY400
-            else:
-                found.append(function)
-        return found
+        """All functions, by key."""
+
+        def read(key: str, spec: str, artifact: str, digest: str, created_at_s: float, *rest: Any) -> StoredFunction:
+            del key
+            replicas, previous, proven = rest
+            return StoredFunction(
+                version=Version(spec=_spec_from_json(spec), artifact=artifact, digest=digest),
+                created_at_s=created_at_s,
+                replicas=replicas,
+                previous=_version_from_json(previous) if previous else None,
+                proven=bool(proven),
+            )
+
+        return self._readable(
+            "SELECT key, spec, artifact, digest, created_at_s, replicas, previous, proven FROM function ORDER BY key",
+            read,
+        )
 
     def put_function(self, function: StoredFunction) -> None:
         """Add or replace."""
@@ -210,19 +210,21 @@ class State:
 
     def instances(self) -> list[StoredInstance]:
         """All instances, by id."""
-        rows = self._rows(
-            "SELECT id, function, version, batch, cpu_cores, gpu_percent, address FROM instance ORDER BY id"
-        )  # fmt: skip
-        return [
-            StoredInstance(
+
+        def read(
+            id_: str, function: str, version: str, batch: int, cores: int, gpu: int, address: str
+        ) -> StoredInstance:
+            return StoredInstance(
                 id=id_,
                 function=function,
                 version=version,
                 configuration=Configuration(batch=batch, cpu_cores=cores, gpu_percent=gpu),
                 address=json.loads(address),
             )
-            for id_, function, version, batch, cores, gpu, address in rows
-        ]
+
+        return self._readable(
+            "SELECT id, function, version, batch, cpu_cores, gpu_percent, address FROM instance ORDER BY id", read
+        )
 
     def put_instance(self, instance: StoredInstance) -> None:
         """Add or replace."""
@@ -248,11 +250,11 @@ class State:
 
     def namespaces(self) -> list[StoredNamespace]:
         """All that were created or described, by name."""
-        rows = self._rows("SELECT name, labels, annotations FROM namespace ORDER BY name")
-        return [
-            StoredNamespace(name=name, labels=json.loads(labels), annotations=json.loads(annotations))
-            for name, labels, annotations in rows
-        ]
+
+        def read(name: str, labels: str, annotations: str) -> StoredNamespace:
+            return StoredNamespace(name=name, labels=json.loads(labels), annotations=json.loads(annotations))
+
+        return self._readable("SELECT name, labels, annotations FROM namespace ORDER BY name", read)
 
     def put_namespace(self, namespace: StoredNamespace) -> None:
         """Add or replace."""
@@ -273,6 +275,16 @@ class State:
             raise StateError(f"{self._path} was written by a newer INFless (schema {version}); update INFless")
         for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
             self._db.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+    def _readable(self, query: str, read: Callable[..., _T]) -> list[_T]:
+        """What the rows hold. One that this version cannot read is told in the log and left as it is."""
+        found = []
+        for row in self._rows(query):
+            try:
+                found.append(read(*row))
+            except (ValueError, TypeError, KeyError, InvalidInput) as error:
+                LOG.error("%s cannot be read from %s and is left out: %r", row[0], self._path, error)  # noqa: TRY400
+        return found
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
         try:

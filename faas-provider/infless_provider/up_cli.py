@@ -74,6 +74,10 @@ def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     if (tls_cert is None) != (tls_key is None):
         raise InvalidInput("--tls-cert and --tls-key: give both or none")
     CallbackPolicy.parse(callbacks_allow)
+    body_max_bytes = parse_memory_bytes(body_max, "--body-max")
+    invoke_timeout_s = parse_duration_s(invoke_timeout, "--invoke-timeout")
+    if not body_max_bytes or not invoke_timeout_s:
+        raise InvalidInput("--body-max and --invoke-timeout: 0 would refuse everything; write more than that")
     run(
         Settings(
             state_dir=(state_dir or default_state_dir()).resolve(),
@@ -89,8 +93,8 @@ def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             tls_certificate=tls_cert,
             tls_key=tls_key,
             callbacks_allowed=callbacks_allow,
-            body_max_bytes=parse_memory_bytes(body_max, "--body-max"),
-            invoke_timeout_s=parse_duration_s(invoke_timeout, "--invoke-timeout"),
+            body_max_bytes=body_max_bytes,
+            invoke_timeout_s=invoke_timeout_s,
             solver=solver,
             prometheus_url=check_url(prometheus, "--prometheus") if prometheus else "",
         )

@@ -96,7 +96,7 @@ def test_one_deployment_of_a_function_at_a_time(world):
         (
             {"secrets": ["b", "a"]},
             InvalidInput,
-            "secrets: 'a', 'b' does not exist in namespace 'openfaas-fn'; create it first",
+            "secrets: 'a', 'b' do not exist in namespace 'openfaas-fn'; create them first",
         ),
         ({"labels": {"com.infless.auth.secret": "key"}}, InvalidInput, "secret 'key' does not exist; create it first"),
         ({"namespace": "dev"}, InvalidInput, "namespace 'dev' does not exist; there are openfaas-fn"),
@@ -660,3 +660,30 @@ def test_labels_that_an_instance_cannot_be_told(world, monkeypatch, caplog):
         assert f"{one.id} keeps its old configuration: disk is full" in caplog.text
 
     run(scenario())
+
+
+def test_deployments_under_way_count_for_the_limit(world):
+    """Else those that come together would all find room."""
+
+    async def scenario():
+        world.controller._settings = replace(world.settings, functions_max=1)
+        return await asyncio.gather(world.deploy("f"), world.deploy("g"), return_exceptions=True)
+
+    first, second = asyncio.run(scenario())
+    assert isinstance(second, Conflict)
+    assert first.key == "f.openfaas-fn"
+
+
+def test_a_removed_functions_secrets_go_with_its_last_instance(world):
+    """Not before: it may read them while it drains."""
+
+    async def scenario():
+        world.secret("key")
+        function = await world.deploy("f", secrets=["key"])
+        instance = await world.running(function)
+        await world.controller.remove("f")
+        assert world.secrets.folder_of("f.openfaas-fn", function.version) is not None
+        await world.ended(instance)
+        assert world.secrets.folder_of("f.openfaas-fn", function.version) is None
+
+    asyncio.run(scenario())

@@ -213,7 +213,7 @@ class TestMounting:
         store.create(wish(namespace="dev"))
         with pytest.raises(InvalidInput, match=f"secrets: secret 'key' does not exist in namespace '{NS}'"):
             store.mount(FUNCTION, "v1", NS, ["key"])
-        with pytest.raises(InvalidInput, match="secrets: 'a', 'key' does not exist in namespace"):
+        with pytest.raises(InvalidInput, match="secrets: 'a', 'key' do not exist in namespace"):
             store.check(NS, ["key", "a"])
         store.check("dev", ["key"])
         store.check(NS, [])

@@ -343,3 +343,18 @@ def test_a_read_only_database(state, file, write):
     assert reopened(file, State.functions) == [FUNCTION]
     assert reopened(file, State.instances) == [INSTANCE]
     assert reopened(file, State.namespaces) == [NAMESPACE]
+
+
+def test_a_damaged_row_is_left_out_and_left_alone(file, caplog):
+    """What else there is can be read; the row waits for a version that can read it."""
+    state = State(file)
+    state.put_instance(INSTANCE)
+    state.put_instance(replace(INSTANCE, id="f-2"))
+    state.put_namespace(StoredNamespace(name="team", labels={}, annotations={}))
+    state._db.execute("UPDATE instance SET address = '{' WHERE id = 'f-1'")
+    state._db.execute("UPDATE namespace SET labels = '{'")
+    assert [one.id for one in state.instances()] == ["f-2"]
+    assert state.namespaces() == []
+    assert "f-1 cannot be read" in caplog.text
+    assert state._db.execute("SELECT count(*) FROM instance").fetchone() == (2,)
+    state.close()

@@ -154,6 +154,7 @@ class Controller:
             self.fleet.start(function, function.spare(), "first instance of the updated version")
         if told != wishes:
             self._tell_wishes(function)
+        self._instance_changed(function.key)  # taken back by hand: nobody waits for what was starting instead
         self.on_dirty()
 
     def _tell_wishes(self, function: FunctionState) -> None:

@@ -53,7 +53,8 @@ CLOSE_S = 10.0
 """For what is begun when the provider stops; the rest is swept up by the next one."""
 OUTPUT_S = 2.0
 """For the last lines of a container to be copied before its end is told, and before it is removed."""
-_USAGE_THREADS = 4
+_USAGE_THREADS = 16
+"""Older engines (20.10) answer when they next look at the container, within a second."""
 
 
 _BEGUN = Sight(stage=Stage.STARTING)
@@ -110,7 +111,7 @@ class DockerBackend:
         self._found: dict[str, Container] = {}
         self._away = ""
         self._swept = False
-        self._lanes = Lanes()
+        self._lanes = Lanes(self._met_nobody)
         self._watcher: Watcher | None = None
 
     async def open(self) -> None:
@@ -321,6 +322,10 @@ class DockerBackend:
 
     # what the engine says --------------------------------------------------------------------------------------------
 
+    def _met_nobody(self) -> None:
+        if self._watcher is not None:
+            self._watcher.look()
+
     def _gone_away(self, sentence: str) -> None:
         self._away = sentence
         LOG.warning("%s; instances that run are left to run", sentence)
@@ -330,7 +335,7 @@ class DockerBackend:
         back, self._away = bool(self._away), ""
         if back:
             LOG.warning("the Docker engine is back")
-            self._lanes.resume()
+        self._lanes.resume()
         running = {one.id for one in listed if one.running}
         for held in list(self._held.values()):
             if held.container and (back or held.container not in running):

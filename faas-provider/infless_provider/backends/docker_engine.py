@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -160,13 +161,10 @@ class DockerEngine:
     def wait(self, container: str, timeout_s: float) -> int | None:
         """See `Engine.wait`."""
         try:
-            with self._call(passing=(requests.exceptions.ReadTimeout, requests.exceptions.ConnectionError)):
+            with self._call(passing=(requests.exceptions.Timeout, requests.exceptions.ConnectionError)):
                 return int(self._client.wait(container, timeout=timeout_s)["StatusCode"])
-        except requests.exceptions.ReadTimeout:
-            return None
-        except requests.exceptions.ConnectionError as error:
-            # What the package makes of a read that times out depends on how far the answer had come.
-            if isinstance(error.args[0] if error.args else None, urllib3.exceptions.ReadTimeoutError):
+        except (requests.exceptions.Timeout, requests.exceptions.ConnectionError) as error:
+            if _timed_out(error):
                 return None
             raise EngineAway(_away(self._where, error)) from error
 
@@ -295,25 +293,42 @@ def _words(error: Exception) -> str:
     return (said.decode(errors="replace") if isinstance(said, bytes) else str(said)).strip()
 
 
-def _away(where: str, error: BaseException) -> str:
+def _away(where: str, error: Exception) -> str:
+    """The sentence for a call that reached nobody."""
+    _let_go(error)
     number = _errno(error)
     if number == errno.EACCES:
         return f"we may not use the Docker engine at {where}: permission denied; add this user to the group docker"
     if number in (errno.ENOENT, errno.ECONNREFUSED):
         return f"no Docker engine answers at {where}; start it, or say in DOCKER_HOST where it is"
-    return f"the Docker engine at {where} does not answer: {_words(error) if isinstance(error, Exception) else error}"
+    if _timed_out(error):
+        return f"the Docker engine at {where} did not answer within {CALL_S:.0f} s"
+    return f"the Docker engine at {where} does not answer: {_words(error)}"
 
 
-def _errno(error: BaseException | None) -> int | None:
+def _timed_out(error: BaseException) -> bool:
+    """What is made of a read that times out depends on how far the answer had come."""
+    inner = error.args[0] if error.args else None
+    return isinstance(error, requests.exceptions.Timeout) or isinstance(inner, urllib3.exceptions.ReadTimeoutError)
+
+
+def _errno(error: BaseException) -> int | None:
     """Of the system's error inside errors inside errors."""
+    return next((one.errno for one in _chain(error) if isinstance(one, OSError) and one.errno is not None), None)
+
+
+def _let_go(error: BaseException) -> None:
+    """Close what a failed call held: urllib3 leaves frames in a circle, which keep its socket until it is collected."""
+    for one in _chain(error):
+        traceback.clear_frames(one.__traceback__)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    waiting = [error]
+    waiting: list[object] = [error]
     while waiting:
         one = waiting.pop()
-        if not isinstance(one, BaseException) or id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, OSError) and one.errno is not None:
-            return one.errno
-        waiting += [*(arg for arg in one.args if isinstance(arg, BaseException)), one.__cause__, one.__context__]
-    return None
+        if isinstance(one, BaseException) and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += [*one.args, one.__cause__, one.__context__]

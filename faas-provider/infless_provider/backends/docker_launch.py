@@ -86,12 +86,12 @@ def instance_config(launch: Launch, image: Image, cores: Sequence[int], site: Si
     """An instance's container, as Docker's API wants it (`ContainerCreate`).
 
     Raises:
-        BackendError: a share of a GPU that nobody would enforce.
+        BackendError: a share of a GPU that nobody would enforce, or a variable that no container can have.
     """
     given = launch.configuration
     ports = (PORT, METRICS_PORT) if WATCHDOG in image.labels else (PORT,)
     config = _confined(image, cores, site)
-    config["Labels"] |= {
+    config["Labels"] |= {  # they stay as they are: what a resize changed, the container's own settings say
         INSTANCE: launch.id,
         "com.infless.function": launch.function,
         "com.infless.digest": launch.digest,
@@ -196,6 +196,11 @@ def _environment(launch: Launch, site: Site) -> dict[str, str]:
 
 
 def _lines(environment: Mapping[str, str]) -> list[str]:
+    for name, value in environment.items():
+        if not name or "=" in name or "\0" in name + value:  # the engine would say so with the value
+            raise BackendError(
+                f"environment variable {name!r} cannot be given to a container: rename it, leave out NUL"
+            )
     return [f"{name}={value}" for name, value in environment.items()]
 
 

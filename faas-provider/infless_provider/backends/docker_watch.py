@@ -42,12 +42,16 @@ class Watcher:
         """Begin to follow."""
         self._thread.start()
 
-    def close(self, timeout_s: float) -> None:
-        """End the thread."""
-        self._stopped.set()
+    def look(self) -> None:
+        """Connect anew, now: somebody met no engine."""
         with self._lock:
             if self._stream is not None:
                 self._stream.close()
+
+    def close(self, timeout_s: float) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self.look()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:

@@ -17,9 +17,14 @@ THREADS = 8
 
 
 class Lanes:
-    """A lane for each key. What meets no engine waits for `resume`; any other failure is logged."""
+    """A lane for each key. What meets no engine waits for `resume`; any other failure is logged.
 
-    def __init__(self) -> None:
+    Args:
+        on_away: called when something met no engine, so that somebody finds out when it is back.
+    """
+
+    def __init__(self, on_away: Callable[[], None] = lambda: None) -> None:
+        self._on_away = on_away
         self._pool: ThreadPoolExecutor | None = None
         self._idle = threading.Condition()
         self._waiting: dict[str, deque[Callable[[], None]]] = {}
@@ -76,6 +81,7 @@ class Lanes:
             LOG.debug("%s: %s; trying again when it is back", key, error)
             with self._idle:
                 self._postponed.append((key, work))
+            self._on_away()
         except BackendError as error:
             LOG.error("%s: %s", key or "docker", error)  # noqa: TRY400 - its words are enough
         except Exception:

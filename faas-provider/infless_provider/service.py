@@ -164,6 +164,8 @@ class Provider:
         admitted = self._credentials is None or self._credentials.admit(header)
         if not admitted:
             exchange.text(401, "invalid credentials", [(b"www-authenticate", auth.CHALLENGE.encode())])
+            route = exchange.path if exchange.path == "/system/logs" else "other"
+            self._metrics.control(401, exchange.method, route, 0.0)  # somebody may be guessing passwords
         return admitted
 
     def _logs(self, exchange: Exchange) -> None:

@@ -17,7 +17,7 @@ import requests
 from certificates import self_signed
 from provider_in_process import ProviderInProcess, provider_in_process
 from provider_process import ProviderProcess, wait_until
-from raw_http import Answer, exchange, read_answer, request
+from raw_http import Answer, basic, exchange, read_answer, request
 
 from infless_watchdog.http import Edge
 
@@ -52,8 +52,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderInProces
 
 def login(provider: ProviderProcess) -> str:
     """A header field."""
-    sent = requests.Request("GET", "http://x", auth=("admin", provider.password)).prepare()
-    return f"Authorization: {sent.headers['Authorization']}"
+    return basic("admin", provider.password)
 
 
 class TestLimits:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import re
-import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +11,7 @@ import pytest
 import requests
 import yaml
 from provider_process import ROOT, ProviderProcess
-from raw_http import Answer, exchange, read_answer, request
+from raw_http import Answer, ask, basic, exchange, request
 
 pytestmark = pytest.mark.integration
 
@@ -24,11 +22,6 @@ SYSTEM = [path for path in PATHS if path.startswith("/system/")]
 UNKNOWN = ["/system/", "/system/nope", "/system/function/", "/system/function/a/b", "/system/logs/x"]
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"]
 OPEN = {"/healthz", "/metrics", "/api/v1/query"}
-
-
-def basic(user: str, password: str) -> str:
-    """A header field."""
-    return "Authorization: Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 WRONG = {
@@ -82,10 +75,12 @@ def refuses(answer: Answer, method: str) -> None:
     assert method == "HEAD" or answer.body == b"invalid credentials\n"
 
 
-def ask(provider: ProviderProcess, method: str, target: str, *fields: str, body: bytes = b"") -> Answer:
-    """One request on a connection of its own; the answer to HEAD has a length and no body."""
-    more = ("Connection: close",) if method == "HEAD" else ()
-    return exchange(provider.port, request(method, target, *fields, *more, body=body))
+def refused(provider: ProviderProcess) -> float:
+    """Control calls that were answered with 401, as metrics have them."""
+    text = requests.get(f"{provider.url}/metrics", timeout=20).text
+    return sum(
+        float(n) for n in re.findall(r'^provider_http_requests_total\{code="401".*\} (\S+)$', text, re.MULTILINE)
+    )
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -98,7 +93,7 @@ class TestTheGuard:
         """Known routes and unknown ones: nobody learns which is which."""
         body = b'{"service": "echo", "image": "x", "functionName": "echo", "name": "echo"}'
         for path in SYSTEM + UNKNOWN:
-            refuses(ask(provider, method, path, WRONG[wrong](provider.password), body=body), method)
+            refuses(ask(provider.port, method, path, WRONG[wrong](provider.password), body=body), method)
 
     def test_the_right_password_is_let_in(self, provider):
         """Else the tests above would prove nothing."""
@@ -122,7 +117,7 @@ class TestTheGuard:
     @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
     def test_other_spellings_of_a_route_are_no_way_round(self, provider, method, target):
         """Where a decoder comes to `/system/`, so has the guard."""
-        refuses(ask(provider, method, target, body=b'{"functionName": "echo"}'), method)
+        refuses(ask(provider.port, method, target, body=b'{"functionName": "echo"}'), method)
 
     @pytest.mark.parametrize("target", [
         "/./system/functions", "/x/../system/functions", "/healthz/../system/functions", "/SYSTEM/functions",
@@ -133,7 +128,7 @@ class TestTheGuard:
     def test_dots_lead_nowhere(self, provider, method, target):
         """No path is shortened: these are names of nothing, for everybody."""
         for fields in ((), (basic("admin", provider.password),)):
-            answer = ask(provider, method, target, *fields, body=b'{"functionName": "echo"}')
+            answer = ask(provider.port, method, target, *fields, body=b'{"functionName": "echo"}')
             assert answer.status in (404, 405)
             assert "echo" not in answer.text
 
@@ -147,6 +142,23 @@ class TestTheGuard:
             refuses(exchange(provider.port, request("POST", path, framing, *fields)), "POST")
         head = request("POST", path, framing) + b"3\r\n{"
         refuses(exchange(provider.port, head), "POST")
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_body_that_comes_changes_nothing(self, provider, method):
+        """With every method and route, known or not, a body in pieces behind the head is no way round."""
+        for path in SYSTEM + UNKNOWN:
+            refuses(ask(provider.port, method, path, "Transfer-Encoding: chunked", body=b"2\r\n{}\r\n"), method)
+
+    def test_every_refusal_is_counted(self, provider):
+        """Guesses of the password can be seen, wherever they are tried."""
+        before = refused(provider)
+        for _ in range(5):
+            for method, path, fields in (
+                ("GET", "/system/functions", ()), ("GET", "/system/logs?name=echo", ()), ("HEAD", "/system/nope", ()),
+                ("POST", "/system/secrets", ("Content-Length: 50",)), ("POST", "/system/nope", ("Transfer-Encoding: chunked",)),
+            ):  # fmt: skip
+                refuses(ask(provider.port, method, path, *fields), method)
+        assert refused(provider) == before + 25
 
     @pytest.mark.parametrize(("function", "status"), [("nobody", 404), ("echo", 405)])
     def test_no_body_is_waited_for_in_front_of_the_queue(self, provider, function, status):
@@ -194,7 +206,7 @@ class TestBrowsers:
                     basic("admin", provider.password),
                 ]
                 if not path.startswith("/function/"):  # a handler may allow it
-                    answer = ask(provider, method, path + "?name=echo", *fields)
+                    answer = ask(provider.port, method, path + "?name=echo", *fields)
                     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
@@ -234,12 +246,13 @@ class TestNames:
 
     @pytest.mark.parametrize("image", [
         "..", "../echo", "a/../echo", "/etc/passwd", "build/../../x", ".hidden/x", "echo\0", "echo\n", "x" * 300, "-v", "*", "",
-        "file:///etc/passwd", "test/echo:latest ../x",
+        "test/echo:latest ../x",
     ])  # fmt: skip
     def test_images(self, provider, image):
         """A bundle is found by what its manifest says, never by a path."""
         answer = provider.send("POST", "/system/functions", {"service": "new", "image": image})
         assert answer.status_code == 400
+        assert "is not an image reference" in answer.text or "image is missing" in answer.text
 
     @pytest.mark.parametrize("name", [name for name in BAD_NAMES if "\ud800" not in name])
     def test_in_paths_and_queries(self, provider, name):
@@ -254,7 +267,7 @@ class TestNames:
                 ("GET", f"/system/logs?name={told}"), ("GET", f"/system/logs?name=echo&namespace={told}"),
             ):  # fmt: skip
                 body = b'{"replicas": 1}' if verb in {"POST", "PUT"} else b""
-                answer = ask(provider, verb, target, basic("admin", provider.password), body=body)
+                answer = ask(provider.port, verb, target, basic("admin", provider.password), body=body)
                 assert answer.status in (400, 404, 405, 422), (verb, target, answer.text)
 
     @pytest.mark.parametrize(
@@ -263,114 +276,8 @@ class TestNames:
     def test_instances_of_logs(self, provider, instance):
         """A log's file is named by the instance: neither a folder nor another file can be meant."""
         (provider.state / "logs" / "decoy.log").write_text("2026-01-01T00:00:00Z decoy\n")
+        right, target = basic("admin", provider.password), "/system/logs?name=echo&since=2000-01-01T00:00:00Z&instance="
         for told in (instance, instance.replace("/", "%2f"), "..%2fdecoy"):
-            answer = ask(
-                provider,
-                "GET",
-                f"/system/logs?name=echo&since=2000-01-01T00:00:00Z&instance={told}",
-                basic("admin", provider.password),
-            )
-            assert answer.status == 422
-        answer = ask(
-            provider,
-            "GET",
-            "/system/logs?name=echo&since=2000-01-01T00:00:00Z&instance=decoy",
-            basic("admin", provider.password),
-        )
+            assert ask(provider.port, "GET", target + told, right).status == 422
+        answer = ask(provider.port, "GET", f"{target}decoy", right)
         assert (answer.status, "decoy" in answer.text) == (200, False)
-
-
-class TestAnswers:
-    """What a caller says is not repeated where it would mean something."""
-
-    @pytest.mark.parametrize(
-        "target",
-        [
-            "/function/x%0d%0aSet-Cookie:%20a=b",
-            "/async-function/x%0d%0aSet-Cookie:%20a=b",
-            "/async-function/echo/x%0d%0aSet-Cookie:%20a=b",
-            "/nope%0d%0aSet-Cookie:%20a=b",
-        ],
-    )
-    @pytest.mark.parametrize("method", ["GET", "DELETE"])
-    def test_a_name_splits_no_answer(self, provider, method, target):
-        """Names stand in bodies, as plain text."""
-        answer = ask(provider, method, target)
-        assert answer.status in (404, 405)
-        assert "set-cookie" not in answer.headers
-        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-
-    @pytest.mark.parametrize("path", ["/function/echo", "/async-function/echo"])
-    @pytest.mark.parametrize("call_id", ["a\rSet-Cookie: b=c", "a\nSet-Cookie: b=c", "a\0b", "x" * 129, "a\tb", "\xff"])
-    def test_a_call_id_splits_no_answer(self, provider, path, call_id):
-        """What is not printable or too long is refused, or replaced by an id of the provider's own."""
-        answer = exchange(provider.port, request("POST", path, f"X-Call-Id: {call_id}", body=b"1"))
-        assert "set-cookie" not in answer.headers
-        assert answer.status == 400 or re.fullmatch(r"[0-9a-f-]{36}", answer.headers["x-call-id"])
-
-    def test_a_function_splits_no_answer(self, provider):
-        """A handler that puts what it is told into a header cannot be made to send two."""
-        provider.deploy(
-            "mirror",
-            'def handle(event, context): return {"headers": {"x-said": event.query.get("q", "")}, "body": ""}\n',
-        )
-        assert provider.invoke("mirror?q=fine").headers["x-said"] == "fine"
-        answer = provider.invoke("mirror?q=a%0d%0aSet-Cookie:%20a=b")
-        assert (answer.status_code, "set-cookie" in answer.headers) == (500, False)
-        assert provider.send("DELETE", "/system/functions", {"functionName": "mirror"}).status_code == 202
-
-    @pytest.mark.parametrize("host", ["evil.example", "", "a, b", "<script>", "x" * 5000])
-    def test_a_forwarded_host_only_chooses_the_form(self, provider, host):
-        """Two forms of the same facts, for those with the password; the host is repeated nowhere."""
-        sent = request("GET", "/system/info", f"X-Forwarded-Host: {host}", basic("admin", provider.password))
-        answer = exchange(provider.port, sent)
-        assert (answer.status, '"provider":"infless"' in answer.text) == (200, True)
-        assert not host or host not in f"{answer.headers}{answer.text}"
-        refuses(exchange(provider.port, request("GET", "/system/info", f"X-Forwarded-Host: {host}")), "GET")
-
-
-class TestWire:
-    """Requests that a proxy in front might read in another way."""
-
-    @pytest.mark.parametrize("framing", [
-        "Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4",
-        "Content-Length: 4\r\nContent-Length: 40", "Content-Length: +4", "Content-Length: 4, 4", "Content-Length: 0x4",
-        "Transfer-Encoding: xchunked", "Transfer-Encoding: chunked, identity", "Transfer-Encoding: identity, chunked",
-        "Transfer-Encoding : chunked", " Transfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nTransfer-Encoding: x",
-        "Transfer-Encoding:\x0bchunked", "Content-Length: 4\n\n", "Host: other",
-    ])  # fmt: skip
-    @pytest.mark.parametrize("path", ["/function/echo", "/async-function/echo", "/system/functions"])
-    def test_nothing_is_smuggled_behind_a_request(self, provider, path, framing):
-        """Refused, and the connection ends: what lies behind it is no request of anybody's."""
-        hidden = request("POST", "/function/echo/hidden", body=b'"hidden"')
-        counted = provider.status("echo")["invocationCount"]
-        with socket.create_connection(("127.0.0.1", provider.port), timeout=20) as sock:
-            sock.sendall(request("POST", path, framing) + b"0\r\n\r\n" + hidden)
-            assert read_answer(sock).status in ((400, 501) if "\n\n" not in framing else (200, 202, 400, 401))
-            rest = b""
-            if "\n\n" not in framing:
-                while piece := sock.recv(65536):
-                    rest += piece
-        assert rest == b""
-        if "\n\n" not in framing:
-            assert provider.status("echo")["invocationCount"] == counted
-
-    @pytest.mark.parametrize("head", [["X-Long: " + "x" * 70_000], [f"X-{n}: {'x' * 100}" for n in range(1000)]])
-    @pytest.mark.parametrize("path", ["/function/echo", "/async-function/echo", "/system/functions", "/healthz"])
-    def test_an_oversized_head(self, provider, path, head):
-        """431; whatever it asks for."""
-        assert exchange(provider.port, request("GET", path, *head)).status == 431
-        assert exchange(provider.port, request("GET", path + "?" + "x" * 70_000)).status == 431
-
-    @pytest.mark.parametrize("url", [
-        "http://127.0.0.1/", "http://localhost.:1/../", "http://10.1.2.3/", "http://192.168.0.1/", "http://169.254.169.254/latest/",
-        "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://[fd00::1]/", "http://2130706433/", "http://0x7f.1/", "http://0/",
-        "http://[64:ff9b::7f00:1]/", "file:///etc/passwd", "http://u:p@example.com/",
-    ])  # fmt: skip
-    def test_callbacks_into_the_network_inside(self, provider, url):
-        """An address is refused at once; a name, when it is connected to."""
-        answer = exchange(provider.port, request("POST", "/async-function/echo", f"X-Callback-Url: {url}", body=b"1"))
-        if "localhost" in url:
-            assert answer.status == 202
-        else:
-            assert (answer.status, "X-Callback-Url" in answer.text) == (400, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import ssl
 from dataclasses import dataclass
@@ -82,3 +83,14 @@ def request(method: str, target: str, *fields: str, body: bytes = b"") -> bytes:
     if body and not framed:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def basic(user: str, password: str) -> str:
+    """The header field of basic authentication."""
+    return "Authorization: Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def ask(port: int, method: str, target: str, *fields: str, body: bytes = b"") -> Answer:
+    """One request on a connection of its own; see `request`. That of a HEAD ends with its answer, which has no body."""
+    more = ("Connection: close",) if method == "HEAD" else ()
+    return exchange(port, request(method, target, *fields, *more, body=body))

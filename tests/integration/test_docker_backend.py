@@ -276,7 +276,7 @@ def test_an_image_that_is_gone_is_told(backend: Driven, owner: str) -> None:
     """When it is to be started."""
     backend.on_loop("start", launch("sha256:" + "0" * 64, "f-17"))
     sight = backend.until_stage("f-17", Stage.ENDED)
-    assert sight.why == "the image sha256:000000000000 is no longer on this machine; deploy the function again"
+    assert sight.why.endswith(": the image sha256:000000000000 is no longer on this machine; deploy the function again")
 
 
 def test_a_command_that_does_not_exist_is_told(backend: Driven, tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 """A container's output in a file: whole lines, none twice, none lost."""
 
+import struct
+
+import pytest
+
 from infless_provider.backends import docker_logs
 from infless_provider.backends.docker_logs import Line, LogFile, Resume, lines_of
 
@@ -65,3 +69,15 @@ def test_a_full_file_is_put_aside(tmp_path, monkeypatch):
     assert (path.read_bytes(), len(path.with_name("f-1.log.1").read_bytes().splitlines())) == (b"", 3)
     write_all(path, [*lines, line(9, b"new")])
     assert path.read_bytes() == at(9) + b" new\n"
+
+
+@pytest.mark.parametrize("fault", [struct.error("4 of 8 bytes"), OSError("reset"), ValueError("half of an object")])
+def test_a_stream_that_breaks_ends(fault):
+    """As one that is over: who reads looks what has become of the container."""
+    engine = pytest.importorskip("infless_provider.backends.docker_engine")
+
+    def pieces():
+        yield at(1) + b" a\n"
+        raise fault
+
+    assert list(engine._Items(pieces(), bytes)) == [at(1) + b" a\n"]

@@ -197,21 +197,20 @@ class DockerBackend:
         try:
             process_logs.prune(self._logs / launch.function, set(self._held))
             config = instance_config(launch, self._images.find(launch.artifact), held.cores, self._site)
-            held.container = self._create(held.id, config)
+            held.container = self._create(container_name(held.id), config)
             self._engine.start(held.container)
             self._learn(held, self._engine.inspect(held.container))
-        except NoSuch:
-            self._images.forget(launch.artifact)
-            self._tell(held, Sight(stage=Stage.ENDED, why=gone(launch.artifact)))
         except (BackendError, OSError) as error:
+            self._images.forget(launch.artifact)  # it may be the reason
             self._tell(held, Sight(stage=Stage.ENDED, why=f"its container could not be started: {error}"))
 
-    def _create(self, id_: str, config: Mapping[str, Any]) -> str:
-        name = container_name(id_)
+    def _create(self, name: str, config: Mapping[str, Any]) -> str:
         try:
             return self._engine.create(name, config)
         except EngineAway:
             raise
+        except NoSuch:
+            raise NoSuch(gone(config["Image"])) from None
         except BackendError:
             if not self._remove_own(name):
                 raise

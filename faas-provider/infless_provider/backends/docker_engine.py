@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import struct
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -72,7 +73,10 @@ class DockerEngine:
         Raises:
             BackendError: none answers, we may not ask it, or it is too old; says which.
         """
-        settings: dict[str, Any] = kwargs_from_env()
+        try:
+            settings: dict[str, Any] = kwargs_from_env()
+        except errors.DockerException as error:
+            raise BackendError(f"DOCKER_HOST and DOCKER_TLS_VERIFY cannot be used: {_words(error)}") from error
         where = settings.get("base_url") or "unix:///var/run/docker.sock"
         parts = urlsplit(where)
         if parts.scheme not in ("unix", "http+unix") and (parts.hostname or "") not in _HERE:
@@ -242,7 +246,9 @@ class _Items:
         self._read = read
 
     def __iter__(self) -> Iterator[Any]:
-        with contextlib.suppress(errors.DockerException, ValueError, AttributeError, *_NOTHING_THERE):
+        # The last ones are what the package makes of an engine that ends in the middle of something.
+        broken = (ValueError, AttributeError, struct.error)
+        with contextlib.suppress(errors.DockerException, *_NOTHING_THERE, *broken):
             for item in self._stream:
                 yield self._read(item)
 

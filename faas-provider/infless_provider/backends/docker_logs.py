@@ -6,6 +6,7 @@ The file is like the one that a watchdog writes for itself (`log_file`): `RFC333
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from infless_core.errors import BackendError
 from infless_provider.backends.docker_api import Engine, NoSuch, Stream
 
+LOG = logging.getLogger("infless.docker")
 MAX_BYTES = 8 * 1024 * 1024
 """Then the file becomes `.1`, as the watchdog's own does."""
 LINE_MAX = 64 * 1024
@@ -175,6 +177,9 @@ class LogPump:
             except (BackendError, OSError):
                 ended = False
                 self._stopped.wait(_AGAIN_S)
+            except Exception:
+                LOG.exception("%s is copied no more", self._path)
+                return
 
     def _copy(self) -> None:
         file = LogFile(self._path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from infless_core.errors import BackendError
 from infless_provider.backends.docker_api import Container, ContainerEvent, Engine, Stream
 
+LOG = logging.getLogger("infless.docker")
 RELIST_S = 60.0
 """A stream of events ends by itself after this, and everything is listed again."""
 _PAUSE_LEAST_S, _PAUSE_MOST_S = 0.1, 2.0
@@ -67,6 +69,9 @@ class Watcher:
                 self._stopped.wait(pause_s)
                 pause_s = min(2 * pause_s, _PAUSE_MOST_S)
                 continue
+            except Exception:
+                LOG.exception("following the Docker engine failed; going on")
+                self._stopped.wait(_PAUSE_MOST_S)
             pause_s, away = _PAUSE_LEAST_S, False
             if time.monotonic() - began_s < _PAUSE_MOST_S:  # an engine that hangs up at once is not asked in a circle
                 self._stopped.wait(_PAUSE_LEAST_S)

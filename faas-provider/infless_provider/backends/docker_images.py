@@ -103,9 +103,9 @@ class Timings:
     def _wait(self, container: str, order: CurveOrder) -> int:
         timeout_s = LOAD_S + 20 * order.budget_s
         for _ in range(math.ceil(timeout_s / _LOOK_S)):
+            if order.cancelled():
+                raise BackendError("timing was cancelled")
             code = self._engine.wait(container, _LOOK_S)
             if code is not None:
                 return code
-            if order.cancelled():
-                raise BackendError("timing was cancelled")
         raise BackendError(f"loading and timing it did not end within {timeout_s:.0f} s")

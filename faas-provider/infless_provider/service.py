@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import socket
 import ssl
@@ -48,8 +47,6 @@ DRAIN_S = 10.0
 """What Docker and systemd users expect at least between SIGTERM and the end."""
 CONTROL_BODY_MAX_BYTES = 4 * 1024 * 1024
 """The largest control call is a secret of a mebibyte, sent as text and once more in base64."""
-CONTAINER_USER = (1000, 1000)
-"""Whom containers run as where this process is root, and so who has to be able to read their secrets."""
 
 
 class Provider:
@@ -74,8 +71,7 @@ class Provider:
         server = self._backend.servers[0]
         store = ProfileStore(settings.profiles, processor_name())
         profiles = Profiles(store, clock, server.cpu_cores, self._backend.curve)
-        reader = CONTAINER_USER if settings.backend == "docker" and os.geteuid() == 0 else None
-        secrets = SecretStore(settings.secrets_dir, settings.secrets_max, reader)
+        secrets = SecretStore(settings.secrets_dir, settings.secrets_max, self._backend.runs_as)
         self._controller = controller = Controller(settings, self._state, self._backend, profiles, secrets, clock)
         self._proxy = Proxy(controller, self._metrics, settings, clock)
         autoscaler = Autoscaler(controller, server, clock, settings.solver)
@@ -229,7 +225,8 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        # Without a password for it, a protected key would ask the terminal for one, and wait.
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
     except (OSError, ssl.SSLError) as error:
-        raise InvalidInput(f"--tls-cert {settings.tls_certificate}: no certificate with its key: {error}") from error
+        raise InvalidInput(f"--tls-cert {settings.tls_certificate}: no certificate with its (open) key: {error}") from error
     return context

@@ -134,6 +134,8 @@ def _tell(settings: Settings) -> None:
         lines.append(
             f"log in: faas-cli login -g {url} --password-stdin < {settings.credentials_dir / auth.PASSWORD_FILE}"
         )
+    elif settings.host not in ("127.0.0.1", "::1", "localhost"):
+        lines.append("warning: without a password, whoever reaches this address may deploy what runs here")
     print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - the command's own words
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from infless_watchdog.http import Exchange, Header
 
 LOG = logging.getLogger("infless.wsgi")
-THREADS = 16
-"""Control calls are short, but a deployment may measure a new function for seconds: others must get through."""
+THREADS = 64
+"""Control calls are short, but a deployment may pull an image and time it for minutes: others must get through."""
 
 
 class WsgiBridge:

@@ -41,6 +41,7 @@ class FakeBackend:
         self.servers = (Server(id="local", cpu_cores=2, memory_bytes=1 << 33),)
         self.running, self.ready, self.told, self.launches, self.hidden = {}, set(), [], [], set()
         self.asked_to_end, self.forgotten, self.failure, self.words = [], [], None, ""
+        self.runs_as = None
         self.swept, self.resized, self.why, self.on_event = None, [], "", lambda _: None
         self.crash, self.late = "", False
         self._bundles, self._kept = bundles_dir, kept_dir

@@ -46,8 +46,8 @@ def test_what_is_no_name_of_an_image(image):
 
 def test_nobody_is_root():
     """The provider's own user, unless that is root."""
-    assert docker_launch.unprivileged(0, 0) == "1000:1000"
-    assert docker_launch.unprivileged(1234, 99) == "1234:99"
+    assert docker_launch.unprivileged(0, 0) == (1000, 1000)
+    assert docker_launch.unprivileged(1234, 99) == (1234, 99)
 
 
 def test_an_instance_is_confined():

@@ -120,6 +120,8 @@ class Backend(Protocol):
     name: str
     servers: tuple[Server, ...]
     """What there is to place instances on; known after `open`."""
+    runs_as: tuple[int, int] | None
+    """User and group of the instances, who have to read their secrets; None where they are this process's."""
     on_event: Callable[[str], None]
     """Set by who watches; told, on the event loop, the id of an instance of which `see` now says something else."""
 

@@ -105,7 +105,8 @@ class DockerBackend:
         self._logs = state_dir / "logs"
         self._cluster = cluster
         self._connect = connect
-        self._site = Site(owner=owner, user=unprivileged(os.getuid(), os.getgid()))
+        self.runs_as: tuple[int, int] | None = unprivileged(os.getuid(), os.getgid())
+        self._site = Site(owner=owner, user=f"{self.runs_as[0]}:{self.runs_as[1]}")
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         self._found: dict[str, Container] = {}

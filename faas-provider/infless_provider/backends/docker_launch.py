@@ -67,9 +67,9 @@ def checked_reference(image: str) -> str:
     return image
 
 
-def unprivileged(uid: int, gid: int) -> str:
+def unprivileged(uid: int, gid: int) -> tuple[int, int]:
     """Who instances run as: this provider's own user, who can read the secrets it keeps; never root."""
-    return f"{uid}:{gid}" if uid else "1000:1000"
+    return (uid, gid) if uid else (1000, 1000)
 
 
 def cpuset(cores: Sequence[int]) -> str:

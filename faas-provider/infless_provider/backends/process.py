@@ -73,6 +73,7 @@ class ProcessBackend:
         command: Sequence[str] = (sys.executable, "-m", "infless_watchdog"),
     ) -> None:
         self.servers: tuple[Server, ...] = () if server is None else (server,)
+        self.runs_as: tuple[int, int] | None = None
         self.on_event: Callable[[str], None] = lambda _: None
         self._cpus = tuple(cpus)
         self._command = tuple(command)

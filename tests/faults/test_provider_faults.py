@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import believed
 import provider_books as books
@@ -61,9 +60,9 @@ class TestKilled:
         fresh.start()
         for whom in draw.sample(("provider", "provider", "worker", "supervisor", "instance too"), 4):
             use_and_kill(fresh, clients, whom, answers=draw.randrange(25, 60), more_s=draw.uniform(0.0, 0.3))
-            listed = fresh.send("GET", "/system/functions").json()
+            now = believed.deployed(fresh)
             for client in clients:
-                client.look(listed, settled=False)
+                client.look(now)
         settle(fresh, clients)
         fresh.stop(signal.SIGTERM)
         fresh.start()
@@ -112,19 +111,21 @@ def use_and_kill(
 def settle(fresh: ProviderProcess, clients: list[believed.Client]) -> None:
     """Wait until nothing is under way; then what runs is what clients believe, and answers as they believe."""
 
-    def at_rest() -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = fresh.send("GET", "/system/functions").json()
-        return listed if all(one["replicas"] == one["availableReplicas"] for one in listed) else []
+    def at_rest() -> bool:
+        listed = fresh.send("GET", "/system/functions").json()
+        wanted = {one["name"]: one["replicas"] for one in listed}
+        there = {one["name"]: one["availableReplicas"] for one in listed}
+        return wanted == there == {name: one.replicas for name, one in believed.deployed(fresh).items()}
 
     wait_until(lambda: books.queue_is_empty(fresh), "the queue is empty", timeout_s=60)
-    listed = wait_until(at_rest, "every function has its replicas")
+    wait_until(at_rest, "every function has its replicas")
     books.assert_in_order(fresh)
+    now = believed.deployed(fresh)
+    assert set(now) <= {client.name for client in clients}
     for client in clients:
-        client.look(listed, settled=True)
-        (state,) = client.states
-        client.versions = {state.version} if state is not None else set()
+        client.look(now)
+        client.versions = {state.version for state in client.states if state is not None}
         assert client.invoke()
-    assert {one["name"] for one in listed} <= {client.name for client in clients}
 
 
 def check_queued_calls(fresh: ProviderProcess, clients: list[believed.Client], seen: set[str]) -> None:
@@ -277,7 +278,7 @@ class TestInstances:
             self._kill_in_mid_request(fresh)
         assert books.codes(fresh, "f") == Counter({"502": 16, "200": 16})
         books.assert_in_order(fresh)
-        books.assert_nothing_left_open(fresh, before)
+        books.assert_nothing_left_open(fresh, before, pooled=8)
 
     def _kill_in_mid_request(self, fresh: ProviderProcess) -> None:
         (pid,) = wait_until(lambda: fresh.pids("f"), "an instance")
@@ -310,7 +311,7 @@ class TestInstances:
         assert {answer.status_code for answer in answers} == {504}
         assert all(1.9 < answer.elapsed.total_seconds() < 4.0 for answer in answers)
         assert books.codes(fresh, "f") == Counter({"504": 5})
-        books.assert_nothing_left_open(fresh, before)
+        books.assert_nothing_left_open(fresh, before, pooled=1)
         books.kill_instance(fresh.pids("f")[0])  # it would not end by itself within the five seconds of a Ctrl-C
 
     def test_that_answers_garbage_and_closes_in_the_middle(self, fresh: ProviderProcess) -> None:
@@ -336,7 +337,7 @@ class TestInstances:
         told["200"] += 8
         assert books.codes(fresh, "fake") == told
         assert fresh.pids("fake") == [pid]
-        books.assert_nothing_left_open(fresh, before)
+        books.assert_nothing_left_open(fresh, before, pooled=0)
 
 
 def ask(provider: ProviderProcess, path: str) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -181,20 +183,28 @@ class Client:
             assert None in self.states, f"{self.name}: {answer.text}"
         return True
 
-    def look(self, listed: Sequence[dict[str, Any]], *, settled: bool) -> None:
-        """What the provider lists must be a state that it may be in; believe it.
+    def look(self, provider: Mapping[str, Deployed]) -> None:
+        """What the provider has must be a state that it may be in; believe it.
 
         Args:
-            listed: of `GET /system/functions`.
-            settled: whether the number of replicas counts, too; until then instances start and drain.
+            provider: what it has, by name.
         """
-        found = [one for one in listed if one["name"] == self.name]
-        assert len(found) <= 1, f"{self.name} is doubled"
-        if not found:
-            states = self.states & {None}
-        else:
-            version, replicas = found[0]["envVars"]["version"], found[0]["replicas"]
-            alike = {state for state in self.states if state is not None and state.version == version}
-            states = {state for state in alike if not settled or state.replicas == replicas}
-        assert states, f"{self.name} in one of {self.states} is listed as {found}"
-        self.states = states
+        now = provider.get(self.name)
+        assert now in self.states, f"{self.name} in one of {self.states} is {now}"
+        self.states = {now}
+
+
+def deployed(provider: ProviderProcess) -> dict[str, Deployed]:
+    """What a provider lists, by name; nobody is there twice.
+
+    How many replicas a function is to have is read in its state: the list says how many there are, while they change.
+    """
+    listed = provider.send("GET", "/system/functions").json()
+    with closing(sqlite3.connect(f"file:{provider.state / 'state.sqlite'}?mode=ro", uri=True)) as db:
+        kept = dict(db.execute("SELECT key, replicas FROM function").fetchall())
+    names = [one["name"] for one in listed]
+    assert sorted(f"{name}.openfaas-fn" for name in names) == sorted(kept), "what is served is not what is kept"
+    return {
+        one["name"]: Deployed(version=one["envVars"]["version"], replicas=kept[f"{one['name']}.openfaas-fn"] or 1)
+        for one in listed
+    }

@@ -24,6 +24,7 @@ class Answer:
     """0 when there was none."""
     text: str
     """Of the answer, or of the error."""
+    took_s: float
 
 
 class Load:
@@ -52,11 +53,13 @@ def open_loop(url: str, *, rate_rps: float, body: bytes = b"") -> Iterator[Load]
         if not hasattr(local, "session"):
             local.session = requests.Session()
             sessions.append(local.session)
+        began_s = time.monotonic()
         try:
             answer = local.session.post(url, data=body, timeout=30)
-            load.answers.append(Answer(status=answer.status_code, text=answer.text))
+            status, text = answer.status_code, answer.text
         except requests.RequestException as error:
-            load.answers.append(Answer(status=0, text=str(error)))
+            status, text = 0, str(error)
+        load.answers.append(Answer(status=status, text=text, took_s=time.monotonic() - began_s))
 
     def send() -> None:
         began_s = time.monotonic()

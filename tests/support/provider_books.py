@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def assert_in_order(provider: ProviderProcess) -> None:
         known = overview(provider)["instances"]
         pids, ids = {one["pid"] for one in known}, {one["id"] for one in known}
         scratch = {path.name for path in (provider.state / "tmp").glob("*")}
-        drafts = [str(path) for path in provider.state.rglob(".draft-*")]
+        drafts = [path.name for path in (provider.state / "bundles").glob(".*")]
         faults = {
             "processes": leaders(provider) ^ pids,
             "folders": scratch ^ ids,
@@ -104,16 +105,22 @@ def assert_in_order(provider: ProviderProcess) -> None:
         }
         return ", ".join(f"{what}: {found}" for what, found in faults.items() if found)
 
-    told: list[str] = []
+    _until_none(strays, "what runs is not what is known")
 
-    def settled() -> bool:
-        told.append(strays())
-        return not told[-1]
+
+def _until_none(faults: Callable[[], str], what: str) -> None:
+    """Wait until there are no faults; those that stay are told."""
+    told = ""
+
+    def none_left() -> bool:
+        nonlocal told
+        told = faults()
+        return not told
 
     try:
-        wait_until(settled, "")
+        wait_until(none_left, what)
     except AssertionError as error:
-        raise AssertionError(f"what runs is not what is known: {told[-1]}") from error
+        raise AssertionError(f"{what}: {told}") from error
 
 
 def bundles_in_use(provider: ProviderProcess) -> tuple[set[str], set[str]]:
@@ -133,21 +140,30 @@ def descriptors(provider: ProviderProcess) -> Counter[str]:
     return found
 
 
-def strange_connections(provider: ProviderProcess) -> list[str]:
-    """The serving process's TCP connections that lead neither to a client nor to an instance that lives, or half do."""
+def strange_connections(provider: ProviderProcess, pooled: int) -> list[str]:
+    """The serving process's TCP connections that lead nowhere any more.
+
+    Those of clients and those to living instances do; of the latter no more than `pooled` may wait for more work.
+    """
     ports = {one[port] for one in overview(provider)["instances"] for port in ("port", "metrics_port")}
-    return [
-        str(one)
-        for one in provider.worker.net_connections("tcp")
-        if one.status not in (psutil.CONN_LISTEN, psutil.CONN_ESTABLISHED)
-        or (one.status == psutil.CONN_ESTABLISHED and one.laddr.port != provider.port and one.raddr.port not in ports)
-    ]
+    open_ones = [one for one in provider.worker.net_connections("tcp") if one.status != psutil.CONN_LISTEN]
+    behind = [one for one in open_ones if one.laddr.port != provider.port]
+    to_instances = [one for one in behind if one.status == psutil.CONN_ESTABLISHED and one.raddr.port in ports]
+    lost = [one for one in behind if one not in to_instances]
+    lost += [one for one in open_ones if one not in behind and one.status != psutil.CONN_ESTABLISHED]
+    return [str(one) for one in lost + to_instances[pooled:]]
 
 
-def assert_nothing_left_open(provider: ProviderProcess, before: Counter[str]) -> None:
-    """Waits until the provider has no descriptors that it had not `before`, but for connections that lead somewhere."""
+def assert_nothing_left_open(provider: ProviderProcess, before: Counter[str], pooled: int) -> None:
+    """Waits until the provider has no descriptors that it had not `before`, but for connections that lead somewhere.
+
+    Args:
+        provider: with nothing to do.
+        before: its `descriptors` then.
+        pooled: how many connections to instances may wait for more work.
+    """
     wait_until(lambda: not descriptors(provider) - before, f"no descriptors beside {dict(before)}")
-    wait_until(lambda: not strange_connections(provider), "no connections but those to instances and clients")
+    _until_none(lambda: ", ".join(strange_connections(provider, pooled)), "connections that lead nowhere")
 
 
 def overview(provider: ProviderProcess) -> dict[str, list[dict[str, Any]]]:

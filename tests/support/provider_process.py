@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -209,6 +209,8 @@ class ProviderProcess:
         """Process ids of its ready instances."""
         return [one["pid"] for one in self.instances(name)]
 
-    def invoke(self, name: str, body: bytes = b'"hi"', verb: str = "POST", **more: Any) -> requests.Response:
+    def invoke(
+        self, name: str, body: bytes | Iterable[bytes] = b'"hi"', verb: str = "POST", **more: Any
+    ) -> requests.Response:
         """One invocation, not logged in."""
         return requests.request(verb, f"{self.url}/function/{name}", data=body, **{"timeout": 70, **more})

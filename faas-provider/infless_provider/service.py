@@ -228,5 +228,5 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
         # Without a password for it, a protected key would ask the terminal for one, and wait.
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
     except (OSError, ssl.SSLError) as error:
-        raise InvalidInput(f"--tls-cert {settings.tls_certificate}: no certificate with its (open) key: {error}") from error
+        raise InvalidInput(f"--tls-cert {settings.tls_certificate}: no certificate with its key: {error}") from error
     return context

@@ -226,7 +226,7 @@ class TestTls:
     def test_old_versions_are_not_spoken(self, settings, tmp_path, monkeypatch):
         """TLS 1.2 and newer, HTTP/1.1 only."""
         loaded = []
-        monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", lambda _, *files, **_: loaded.append(files))
+        monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", lambda _, *files, **password: loaded.append(files))
         files = tmp_path / "cert.pem", tmp_path / "key.pem"
         context = tls_context(replace(settings, tls_certificate=files[0], tls_key=files[1]))
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2

@@ -147,7 +147,7 @@ class Dispatch:
             raise
         except UpstreamError as error:
             instance.in_flight -= 1
-            raise unanswered(function, error) from error
+            raise unanswered(function, error, patience.timeout_s) from error
         except BaseException:
             instance.in_flight -= 1
             raise
@@ -199,10 +199,10 @@ def let_go(sent: Sent) -> None:
     sent.instance.in_flight -= 1
 
 
-def unanswered(function: FunctionState, error: UpstreamError) -> Unanswered:
+def unanswered(function: FunctionState, error: UpstreamError, timeout_s: float) -> Unanswered:
     """What a client is told of a request that was sent and came to nothing."""
     if isinstance(error, TimedOut):
-        return Unanswered(504, f"{function.key} did not answer in time: {error}")
+        return Unanswered(504, f"{function.key} did not answer within {timeout_s:g} s")
     if isinstance(error, HalfSent):
         return Unanswered(502, f"the request to {function.key} was not sent to its end: {error}")
     return Unanswered(502, f"the instance of {function.key} failed while answering: {error}")

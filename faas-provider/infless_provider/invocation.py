@@ -127,7 +127,7 @@ class Invocation:
         try:
             await sent.reply.head()
         except UpstreamError as error:
-            raise unanswered(self._function, error) from error
+            raise unanswered(self._function, error, self._patience.timeout_s) from error
         if sent.reply.complete and refuses(sent.reply.status, sent.reply.headers, sent.reply.body):
             self._sent = None
             let_go(sent)
@@ -165,7 +165,7 @@ class Invocation:
                     return
             exchange.end()
         except UpstreamError as error:
-            raise unanswered(self._function, error) from error
+            raise unanswered(self._function, error, self._patience.timeout_s) from error
         finally:
             reply.close()
 

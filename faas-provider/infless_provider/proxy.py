@@ -140,7 +140,7 @@ class Proxy:
         patience = Patience(timeout_s=timeout_s, ends_s=started_s + timeout_s, streams=False)
         sent = await self.dispatch.send(function, asked, patience)
         try:
-            body = await self._whole_body(function, sent)
+            body = await self._whole_body(function, sent, patience)
         finally:
             sent.reply.close()
             let_go(sent)
@@ -148,7 +148,7 @@ class Proxy:
         took_s = self.clock.now_s() - started_s
         return Outcome(status=sent.reply.status, headers=headers, body=body, took_s=took_s)
 
-    async def _whole_body(self, function: FunctionState, sent: Sent) -> bytes:
+    async def _whole_body(self, function: FunctionState, sent: Sent, patience: Patience) -> bytes:
         if sent.reply.complete and len(sent.reply.body) <= self._settings.body_max_bytes:
             return sent.reply.body
         pieces, size_bytes = [], 0
@@ -160,7 +160,7 @@ class Proxy:
                     most_bytes = self._settings.body_max_bytes
                     raise Unanswered(502, f"the answer of {function.key} is larger than {most_bytes} bytes")
         except UpstreamError as error:
-            raise unanswered(function, error) from error
+            raise unanswered(function, error, patience.timeout_s) from error
         return b"".join(pieces)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

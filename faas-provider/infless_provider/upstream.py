@@ -189,10 +189,15 @@ class Upstream:
         if self._closed:
             raise NotSent(f"the client of {self.address} is closed")
         self.loop = asyncio.get_running_loop()
+        connection = Connection(self)
         try:
             async with asyncio.timeout(timeout_s):
-                _, connection = await self.loop.create_connection(lambda: Connection(self), self._host, self._port)
+                await self.loop.create_connection(lambda: connection, self._host, self._port)
+        except asyncio.CancelledError:
+            connection.abandon()
+            raise
         except TimeoutError as error:
+            connection.abandon()
             raise NotSent(f"{self.address} did not accept a connection within {timeout_s:g} s") from error
         except OSError as error:
             raise NotSent(f"{self.address} cannot be reached: {error.strerror or error}") from error

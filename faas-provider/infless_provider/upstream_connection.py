@@ -35,6 +35,7 @@ class Connection(asyncio.Protocol):
         self._headers: list[Header] = []
         self._head_done = False
         self._reusable = True
+        self._abandoned = False
         self._paused = False
         self._unheard_bytes = 0
         self._sender: asyncio.Task[None] | None = None
@@ -48,6 +49,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The peer has accepted."""
+        if self._abandoned:
+            cast("asyncio.Transport", transport).abort()
+            return
         # uvloop's transport is none of asyncio's classes, but speaks their protocol.
         self._transport = cast("asyncio.Transport", transport)
         self._readable.register(transport.get_extra_info("socket").fileno(), _STALE)
@@ -235,6 +239,11 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self._moved_s = self._pool.loop.time()
             self._transport.resume_reading()
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more; the event loop may still hand it over, and then forget to end it (uvloop)."""
+        self._abandoned = True
+        self.cut()
 
     def cut(self) -> None:
         """Drop the connection at once; a reply in the making fails."""

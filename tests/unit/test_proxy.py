@@ -198,7 +198,7 @@ def test_a_dead_instance_is_taken_out_at_once(world, ask):
     ("failure", "status", "words"),
     [
         (Broken("closed"), 502, b"failed while answering: closed"),
-        (TimedOut("late"), 504, b"did not answer in time"),
+        (TimedOut("late"), 504, b"did not answer within 60 s"),
         (ZeroDivisionError(), 500, b"failed inside the provider"),
     ],
 )
@@ -469,7 +469,7 @@ def test_a_call(world, call):
     ("answer", "status", "words"),
     [
         (Broken("closed"), 502, b"failed while answering: closed\n"),
-        (TimedOut("late"), 504, b"did not answer in time: late\n"),
+        (TimedOut("late"), 504, b"did not answer within 9 s\n"),
         (NotSent("refused"), 503, b"No endpoints available"),
         (ZeroDivisionError(), 500, b"failed inside the provider\n"),
         (reply(body=bytes(11), complete=False), 502, b"larger than 10 bytes\n"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infless_provider.upstream import Broken, NotSent, Reply, TimedOut, Upstream
+from infless_provider.upstream import Broken, HalfSent, NotSent, Reply, TimedOut, Upstream, encode_head
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nContent-Type: text/plain\r\n\r\nhello"
@@ -199,8 +199,30 @@ def test_a_peer_that_wants_to_close_is_not_used_again() -> None:
         (b"SSH-2.0-OpenSSH_9.6\r\n", "does not speak"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello", "does not speak"),
         (b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", "switched"),
+        (b"HTTP/1.1 099 Odd\r\ncontent-length: 5\r\n\r\nhello", "status 099"),
+        (b"HTTP/2.0 200 OK\r\ncontent-length: 5\r\n\r\nhello", "version 2.0"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "not chunked"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\nhello", "does not speak"),
+        (b"HTTP/1.1 200 OK\r\na: b\0c\r\n\r\n", "does not speak"),
+        (b"HTTP/1.1 200 OK\r\na: " + b"b" * 1_000_000, "a head of more than"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 50_000, "a head of more than"),
     ],
-    ids=["nothing", "half a head", "half a body", "no last chunk", "ssh", "two lengths", "upgrade"],
+    ids=[
+        "nothing",
+        "half a head",
+        "half a body",
+        "no last chunk",
+        "ssh",
+        "two lengths",
+        "upgrade",
+        "status",
+        "version",
+        "coding",
+        "two framings",
+        "NUL",
+        "endless head",
+        "endless beginnings",
+    ],
 )
 def test_a_broken_answer(answer: bytes, sentence: str) -> None:
     """Half answers and garbage are `Broken`, whenever they show, and leave nothing behind."""
@@ -396,5 +418,292 @@ def test_many_requests_at_once() -> None:
         replies = await asyncio.gather(*(post(client, body) for body in bodies))
         assert [await reply.read() for reply in replies] == bodies
         assert (client.in_flight, client.idle) == (0, len(client.connections))
+
+    with_peer(peer, use)
+
+
+# bodies in pieces ----------------------------------------------------------------------------------------------------
+
+
+async def pieces(*said: bytes, fault: Exception | None = None, seen: list[bytes] | None = None) -> AsyncIterator[bytes]:
+    """A body as it comes."""
+    for piece in said:
+        if seen is not None:
+            seen.append(piece)
+        yield piece
+    if fault is not None:
+        raise fault
+
+
+def swallowing(seen: list[bytes], end: bytes) -> Peer:
+    """A peer that reads until the request ends so, then answers."""
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            seen.append(await reader.readuntil(end))
+            writer.write(OK)
+
+    return peer
+
+
+@pytest.mark.parametrize(
+    ("length", "framing", "body"),
+    [
+        (None, b"transfer-encoding: chunked", b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"),
+        (5, b"content-length: 5", b"abcde"),
+    ],
+)
+def test_a_body_in_pieces(length: int | None, framing: bytes, body: bytes) -> None:
+    """With its length where that is known, else in chunks; an empty piece ends nothing; the connection is used again."""
+    seen: list[bytes] = []
+
+    async def use(client: Upstream) -> None:
+        for _ in range(2):
+            source = pieces(b"abc", b"", b"de")
+            reply = await client.request("POST", "/", [], source, timeout_s=5, content_length=length)
+            assert await reply.read() == b"hello"
+            assert (len(client.connections), client.idle, client.in_flight) == (1, 1, 0)
+
+    with_peer(swallowing(seen, body[-5:]), use)
+    assert len(seen) == 2
+    head, _, sent = seen[0].partition(b"\r\n\r\n")
+    assert head.endswith(framing)
+    assert sent == body
+
+
+def test_an_early_answer_is_heard(tmp_path: Any) -> None:
+    """Before the body is out: it is passed on, the source is left, the connection ends."""
+    left = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield bytes(65536)
+        finally:
+            left.set()
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(200_000)
+        writer.write(OK.replace(b"200 OK", b"413 No"))
+        await writer.drain()
+        await reader.read(-1)
+
+    async def use(client: Upstream) -> None:
+        reply = await client.request("POST", "/", [], endless(), timeout_s=5)
+        assert (reply.status, await reply.read()) == (413, b"hello")
+        assert (client.idle, client.in_flight, len(client.connections)) == (0, 0, 0)
+        async with asyncio.timeout(5):
+            await left.wait()
+
+    with_peer(peer, use)
+
+
+@pytest.mark.parametrize(
+    ("length", "fault", "words"),
+    [
+        (None, ValueError("the disk is full"), "broke off: the disk is full"),
+        (9, None, "9 bytes were announced, and it has 5"),
+        (4, None, "4 bytes were announced, and it has more"),
+    ],
+)
+def test_a_body_that_breaks_off(length: int | None, fault: Exception | None, words: str) -> None:
+    """The peer must not take what it has for the whole: its connection is cut, and the caller is told why."""
+    rest: list[bytes] = []
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            rest.append(await reader.read(-1))
+
+    async def use(client: Upstream) -> None:
+        with pytest.raises(HalfSent, match=words) as raised:
+            await client.request(
+                "POST", "/", [], pieces(b"abc", b"de", fault=fault), timeout_s=5, content_length=length
+            )
+        assert fault is None or raised.value.__cause__ is fault
+        assert (client.idle, client.in_flight, len(client.connections)) == (0, 0, 0)
+
+    with_peer(peer, use)
+    assert not any(one.endswith(b"0\r\n\r\n") for one in rest)
+
+
+def test_a_body_is_not_touched_when_nothing_is_sent() -> None:
+    """So that it can be sent elsewhere."""
+    seen: list[bytes] = []
+
+    async def run() -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            client = Upstream("127.0.0.1", taken.getsockname()[1])
+            with pytest.raises(NotSent):
+                await client.request("POST", "/", [], pieces(b"a", seen=seen), timeout_s=5)
+
+    asyncio.run(run())
+    assert seen == []
+
+
+def test_a_body_is_sent_no_faster_than_it_is_taken() -> None:
+    """What the peer does not read stays with the source."""
+    taken = 0
+    go_on = asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        nonlocal taken
+        for _ in range(1000):
+            taken += 65536
+            yield bytes(65536)
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await go_on.wait()
+        await reader.readexactly(1000 * 65536)
+        writer.write(OK)
+
+    async def use(client: Upstream) -> None:
+        asking = asyncio.ensure_future(
+            client.request("POST", "/", [], source(), timeout_s=20, content_length=1000 * 65536)
+        )
+        before = -1
+        while before < taken:
+            before = taken
+            await asyncio.sleep(0.05)
+        assert taken < 16 * 1024 * 1024  # what two sockets on loopback hold
+        go_on.set()
+        assert (await asking).status == 200
+
+    with_peer(peer, use)
+
+
+# how long ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_flows_may_last() -> None:
+    """With `silence_s` the limit is for the head, and then for each pause, in both directions."""
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for _ in range(6):
+            await asyncio.sleep(0.02)
+            yield b"x"
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"0\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n")
+        for _ in range(6):
+            await asyncio.sleep(0.02)
+            writer.write(b"y")
+
+    async def use(client: Upstream) -> None:
+        reply = await client.request("POST", "/", [], slowly(), timeout_s=0.06, silence_s=0.06)
+        assert await reply.read() == b"yyyyyy"
+
+    with_peer(peer, use)
+
+
+def test_a_peer_that_falls_silent_is_cut() -> None:
+    """In the middle of its answer."""
+
+    async def use(client: Upstream) -> None:
+        reply = await client.request("GET", "/", [], b"", timeout_s=0.1, silence_s=0.1)
+        with pytest.raises(TimedOut, match="was silent for"):
+            await reply.read()
+        assert len(client.connections) == 0
+
+    with_peer(replying(OK[:-2]), use)
+
+
+def test_a_peer_that_takes_nothing_is_cut() -> None:
+    """Its buffers are full, and it does not read on."""
+    size = 64 * 1024 * 1024
+    over = asyncio.Event()
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await over.wait()
+
+    async def use(client: Upstream) -> None:
+        source = pieces(*[bytes(1024 * 1024)] * 64)
+        with pytest.raises(TimedOut):
+            await client.request("POST", "/", [], source, timeout_s=0.2, silence_s=0.1, content_length=size)
+        over.set()
+        assert len(client.connections) == 0
+
+    with_peer(peer, use)
+
+
+def test_a_peer_that_we_do_not_read_from_is_not_silent() -> None:
+    """A slow consumer must not be taken for a slow peer."""
+    size = 4 * 1024 * 1024
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (size, bytes(size))
+
+    async def use(client: Upstream) -> None:
+        reply = await client.request("GET", "/", [], b"", timeout_s=0.1, silence_s=0.1)
+        await asyncio.sleep(0.4)
+        assert sum([len(piece) async for piece in reply.chunks()]) == size
+
+    with_peer(replying(answer), use)
+
+
+# at once -------------------------------------------------------------------------------------------------------------
+
+
+def test_sending_at_once() -> None:
+    """Only on a connection that is open; who asked is called back, once, when the head is there or will never be."""
+    told: list[Reply] = []
+
+    async def use(client: Upstream) -> None:
+        data = encode_head("GET", "/", [(b"host", b"h")]) + b"\r\n"
+
+        def send() -> Reply | None:
+            return client.send_now(data, head_only=False, timeout_s=0.05, silence_s=0.05, told=told.append)
+
+        assert send() is None
+        await post(client)
+        reply = send()
+        assert reply is not None
+        while not told:
+            await asyncio.sleep(0)
+        assert (told, reply.status, reply.body, client.idle) == ([reply], 200, b"hello", 1)
+        cut = send()
+        assert cut is not None
+        await client.close()
+        assert told == [reply, cut]
+        with pytest.raises(Broken):
+            await cut.head()
+
+    with_peer(replying(OK), use)
+
+
+def test_nobody_is_told_of_what_was_given_up() -> None:
+    """The client has left."""
+    told: list[Reply] = []
+
+    async def use(client: Upstream) -> None:
+        await post(client)
+        data = encode_head("GET", "/", []) + b"\r\n"
+        reply = client.send_now(data, head_only=False, timeout_s=5, silence_s=5, told=told.append)
+        assert reply is not None
+        reply.close()
+        assert (told, client.in_flight, len(client.connections)) == ([], 0, 0)
+
+    with_peer(replying(OK), use)
+
+
+def test_late_answers_are_each_found() -> None:
+    """One timer serves requests of different patience."""
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+
+    async def use(client: Upstream) -> None:
+        async def late(timeout_s: float) -> float:
+            start_s = time.monotonic()
+            with pytest.raises(TimedOut):
+                await post(client, timeout_s=timeout_s)
+            return time.monotonic() - start_s
+
+        waits = (0.3, 0.1, 0.2, 0.1)
+        took = await asyncio.gather(*map(late, waits))
+        assert all(wait - 0.01 < one < wait + 0.1 for wait, one in zip(waits, took, strict=True)), took
+        assert (client.in_flight, client.wakes_s) == (0, float("inf"))
 
     with_peer(peer, use)

@@ -38,6 +38,8 @@ class Edge:
     """Requests one client may send ahead; then it is not read from until answers are out."""
     SWEEP_S = 1.0
     """How often silent connections are looked for: fine enough for limits of seconds."""
+    SWEEP_SIZE = 256
+    """So many are looked at in one go, which takes less than a millisecond."""
     STARTS_MAX = 1024
     """Kinds of answers whose first lines are kept: status, content type, and length."""
     HANDSHAKE_S = 10.0
@@ -71,6 +73,7 @@ class Edge:
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle: list[Connection] = []
         """Some that had nothing in the making a while ago, the longest idle one last."""
+        self._idle_found = 0
         self._idle_at_s = self._idle_sweep_s = -math.inf
 
     async def listen(self, sock: Any, tls: ssl.SSLContext | None = None) -> None:
@@ -104,11 +107,12 @@ class Edge:
                 if unused and connection.close_if_idle():
                     self.connections.discard(connection)
                     return True
-            if self.now_s == self._idle_sweep_s:
-                break  # all were looked at since the last sweep, and a crowd must not make us look again and again
+            if self.now_s == self._idle_sweep_s and self._idle_found < len(self.connections) / 8:
+                break  # few were idle when all were looked at a moment ago: a crowd must not make us look for each
             self._idle_sweep_s, self._idle_at_s = self.now_s, self.loop.time()
             idle = (connection for connection in self.connections if connection.idle)
             self._idle = sorted(idle, key=lambda connection: connection.since_s, reverse=True)
+            self._idle_found = len(self._idle)
         return False
 
     def start_of(self, status: int, content_type: bytes, size: int) -> bytes:
@@ -123,9 +127,16 @@ class Edge:
     def _sweep(self) -> None:
         now_s = self.now_s = self.loop.time()
         self.starts.clear()
-        for connection in list(self.connections):
-            connection.expire(now_s)
+        self._look_at(list(self.connections), now_s)
         self._sweeper = self.loop.call_later(self.SWEEP_S, self._sweep)
+
+    def _look_at(self, connections: list[Connection], now_s: float) -> None:
+        """A part of them in each turn of the loop: thousands at once would hold up everybody's requests."""
+        for connection in connections[-self.SWEEP_SIZE :]:
+            connection.expire(now_s)
+        del connections[-self.SWEEP_SIZE :]
+        if connections:
+            self.loop.call_soon(self._look_at, connections, now_s)
 
     def stop_accepting(self) -> None:
         """Take no new clients; connections close as their answers go out."""

@@ -81,8 +81,37 @@ def build_app(parts: Parts, loop: asyncio.AbstractEventLoop, credentials: auth.C
     def do(work: Awaitable[_T]) -> _T:
         return asyncio.run_coroutine_threadsafe(_as_coroutine(work), loop).result(DEPLOY_TIMEOUT_S)
 
-    functions, tenants, about = _Functions(parts, do), _Tenants(parts.tenants, do), _About(parts, do)
-    for verb, path, handler in (
+    for verb, path, handler in _rules(_Functions(parts, do), _Tenants(parts.tenants, do), _About(parts, do)):
+        app.add_url_rule(path, f"{verb} {path}", handler, methods=[verb])
+
+    @app.before_request
+    def guard() -> Response | None:
+        g.started_s = time.perf_counter()
+        guarded = request.path.startswith("/system/") or (request.url_rule is not None and request.path not in _OPEN)
+        if not guarded:
+            return None
+        if credentials is not None and not credentials.admit(request.headers.get("Authorization")):
+            return _text("invalid credentials", 401, {"WWW-Authenticate": auth.CHALLENGE})
+        if request.method not in _SAFE and auth.from_another_site(request.headers.get):
+            return _text("a page of another site may not ask for this", 403)
+        return None
+
+    @app.after_request
+    def observe(response: Response) -> Response:
+        route = request.url_rule.rule.partition("/<")[0] if request.url_rule is not None else "other"
+        parts.observe(response.status_code, request.method, route, time.perf_counter() - g.started_s)
+        return response
+
+    app.register_error_handler(InflessError, _told)
+    app.register_error_handler(HTTPException, _http_error)
+    return app
+
+
+def _rules(
+    functions: _Functions, tenants: _Tenants, about: _About
+) -> tuple[tuple[str, str, Callable[..., Response | tuple[str, int]]], ...]:
+    """Method, path and handler of every route."""
+    return (
         ("GET", "/system/functions", functions.list_functions),
         ("POST", "/system/functions", functions.deploy),
         ("PUT", "/system/functions", functions.update),
@@ -108,30 +137,7 @@ def build_app(parts: Parts, loop: asyncio.AbstractEventLoop, credentials: auth.C
         ("GET", "/api/v1/query", about.query),  # what a gateway asks of Prometheus
         ("GET", "/healthz", about.healthz),
         ("GET", "/metrics", about.metrics),
-    ):
-        app.add_url_rule(path, f"{verb} {path}", handler, methods=[verb])
-
-    @app.before_request
-    def guard() -> Response | None:
-        g.started_s = time.perf_counter()
-        guarded = request.path.startswith("/system/") or (request.url_rule is not None and request.path not in _OPEN)
-        if not guarded:
-            return None
-        if credentials is not None and not credentials.admit(request.headers.get("Authorization")):
-            return _text("invalid credentials", 401, {"WWW-Authenticate": auth.CHALLENGE})
-        if request.method not in _SAFE and auth.from_another_site(request.headers.get):
-            return _text("a page of another site may not ask for this", 403)
-        return None
-
-    @app.after_request
-    def observe(response: Response) -> Response:
-        route = request.url_rule.rule.partition("/<")[0] if request.url_rule is not None else "other"
-        parts.observe(response.status_code, request.method, route, time.perf_counter() - g.started_s)
-        return response
-
-    app.register_error_handler(InflessError, _told)
-    app.register_error_handler(HTTPException, _http_error)
-    return app
+    )
 
 
 class _PlainResponse(Response):

@@ -51,9 +51,9 @@ class Patience:
     """Whether it may go on behind that, while something moves; else it ends with it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Sent:
-    """An answer has begun. Its instance counts it as in flight until `let_go`."""
+    """A request that an instance has, and counts as in flight until `let_go`. Not frozen: each request has one."""
 
     instance: Instance
     reply: Reply
@@ -151,7 +151,7 @@ class Dispatch:
         except BaseException:
             instance.in_flight -= 1
             raise
-        return Sent(instance=instance, reply=reply, sent_s=sent_s)
+        return Sent(instance, reply, sent_s)
 
     async def _instance(self, function: FunctionState, refused: set[str], patience: Patience) -> Instance | None:
         """Whose turn it is; waits for a cold start. None when there will be none.

@@ -33,7 +33,7 @@ LEFT = 499
 class Invocation:
     """Owns one exchange until it is answered, cut or left."""
 
-    __slots__ = ("_exchange", "_function", "_passage", "_patience", "_proxy", "_sent", "_started_s", "_trace")
+    __slots__ = ("_exchange", "_function", "_passage", "_proxy", "_sent", "_started_s", "_timeout_s", "_trace")
 
     def __init__(self, proxy: Proxy, exchange: Exchange, function: FunctionState, passage: Passage) -> None:
         self._proxy = proxy
@@ -47,7 +47,7 @@ class Invocation:
         """Send the request, or have that done."""
         exchange, passage, function = self._exchange, self._passage, self._function
         self._started_s = started_s
-        self._patience = Patience(timeout_s=timeout_s, ends_s=started_s + timeout_s, streams=True)
+        self._timeout_s = timeout_s
         instance = None
         if exchange.body_stream is None:
             instance = self._proxy.dispatch.now(function)
@@ -62,7 +62,7 @@ class Invocation:
                 )
                 if reply is not None:
                     instance.in_flight += 1
-                    self._sent = Sent(instance=instance, reply=reply, sent_s=started_s)
+                    self._sent = Sent(instance, reply, started_s)
                     exchange.on_gone = self._gone
                     return
         self._later(self._send(instance))
@@ -117,7 +117,7 @@ class Invocation:
         if stream is not None and (stream.size_bytes or math.inf) <= GATHER_MAX_BYTES:
             body = b"".join([piece async for piece in stream])
         asked = self._asked(body)
-        self._sent = await self._proxy.dispatch.send(self._function, asked, self._patience, first=instance)
+        self._sent = await self._proxy.dispatch.send(self._function, asked, self._patience(), first=instance)
         await self._answer(self._sent.reply)
 
     async def _go_on(self) -> None:
@@ -127,13 +127,16 @@ class Invocation:
         try:
             await sent.reply.head()
         except UpstreamError as error:
-            raise unanswered(self._function, error, self._patience.timeout_s) from error
+            raise unanswered(self._function, error, self._timeout_s) from error
         if sent.reply.complete and refuses(sent.reply.status, sent.reply.headers, sent.reply.body):
             self._sent = None
             let_go(sent)
             asked = self._asked(bytes(self._exchange.body))
-            self._sent = sent = await self._proxy.dispatch.send(self._function, asked, self._patience, refusal=sent)
+            self._sent = sent = await self._proxy.dispatch.send(self._function, asked, self._patience(), refusal=sent)
         await self._answer(sent.reply)
+
+    def _patience(self) -> Patience:
+        return Patience(timeout_s=self._timeout_s, ends_s=self._started_s + self._timeout_s, streams=True)
 
     def _asked(self, body: bytes | AsyncIterable[bytes]) -> Asked:
         exchange, passage = self._exchange, self._passage
@@ -165,7 +168,7 @@ class Invocation:
                     return
             exchange.end()
         except UpstreamError as error:
-            raise unanswered(self._function, error, self._patience.timeout_s) from error
+            raise unanswered(self._function, error, self._timeout_s) from error
         finally:
             reply.close()
 

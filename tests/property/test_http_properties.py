@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from infless_watchdog.body_stream import BodyLostError, BodyStream
 from infless_watchdog.exchange import Exchange
 from infless_watchdog.http import Connection, Edge, Limits
 
@@ -171,3 +174,57 @@ def test_a_head_is_recognised() -> None:
     client.connection._parser._parser = cast(Any, None)  # nothing is parsed any more
     client.feed(request(HEADS[0], b"ef", "plain") + request(HEADS[0], b"gh", "plain"))
     assert [body for *_, body in client.asked] == [b"ab", b"cd", b"ef", b"gh"]
+
+
+class Narrow(BodyStream):
+    """A stream that a few bytes fill."""
+
+    HIGH_WATER_BYTES = 12
+
+
+@given(
+    st.lists(st.one_of(st.binary(min_size=1, max_size=9), st.just("read"), st.just("many"))),
+    st.sampled_from(["ended", "failed", "unwanted"]),
+)
+def test_a_body_in_pieces_is_read_whole_or_not_at_all(steps: list[bytes | str], end: str) -> None:
+    """However writing and reading alternate: in order, nothing twice, and its connection is told of each change."""
+    flows: list[bool] = []
+
+    async def play() -> None:
+        stream, written, read = Narrow(None), b"", b""
+        stream.on_flow = lambda: flows.append(stream.full)
+        for step in steps:
+            if isinstance(step, bytes):
+                stream.add(step)
+                written += step
+            elif step == "many" or written != read:
+                reader = asyncio.ensure_future(anext(stream))
+                await asyncio.sleep(0)
+                if not reader.done():
+                    stream.add(b"x")
+                    written += b"x"
+                read += await reader
+                assert read == written
+                assert not stream.full
+        assert stream.received_bytes == len(written)
+        await _finish(stream, end, written[len(read) :])
+
+    asyncio.run(play())
+    assert flows == [place % 2 == 0 for place in range(len(flows))]
+
+
+async def _finish(stream: BodyStream, end: str, left: bytes) -> None:
+    """What its reader is told at the end."""
+    if end == "failed":
+        stream.fail("gone")
+        with pytest.raises(BodyLostError, match="gone"):
+            await anext(stream)
+    elif end == "unwanted":
+        stream.discard()
+        stream.add(b"nobody")
+        assert [piece async for piece in stream] == []
+    else:
+        stream.end()
+        stream.fail("too late")
+        assert b"".join([piece async for piece in stream]) == left
+        assert stream.left_bytes == 0

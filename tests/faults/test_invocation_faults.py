@@ -519,6 +519,48 @@ def test_both_directions_at_once() -> None:
     assert run(scenario) == {"200": 1}
 
 
+@pytest.mark.parametrize(
+    ("said", "then", "code", "got"),
+    [
+        (b"", "abort", "502", b"HTTP/1.1 502 "),
+        (b"", "hang", "504", b"HTTP/1.1 504 "),
+        (b"", "leave", "499", b""),
+        (b"nonsense\r\n\r\n", "hang", "502", b"HTTP/1.1 502 "),
+        (OK[:30], "abort", "502", b"HTTP/1.1 502 "),
+        (OK[:-2], "abort", "502", b"HTTP/1.1 200 OK\r\n"),
+        (OK[:-2], "hang", "504", b"HTTP/1.1 200 OK\r\n"),
+        (OK[:-2], "leave", "499", b""),
+        (OK.replace(b"200 OK", b"503 No"), "hang", "503", b"HTTP/1.1 503 "),
+        (b"HTTP/1.1 200 OK\r\n\r\nhello", "abort", "200", b"HTTP/1.1 200 OK\r\n"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", "hang", "204", b"HTTP/1.1 204 "),
+    ],
+)
+def test_what_happens_on_a_connection_that_was_open(said: bytes, then: str, code: str, got: bytes) -> None:
+    """The short way, without a task, ends as the long one does."""
+
+    async def instance(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await peer.request()
+        await peer.send(said)
+        if then == "abort":
+            peer.abort()
+        await peer.gone()
+
+    async def scenario(site: Site) -> None:
+        one = await site.instance(instance)
+        assert (await site.ask())[0] == 200
+        async with site.client() as client:
+            await client.send(ASK % b"X-Timeout: 100ms\r\nConnection: close\r\n")
+            if then == "leave":
+                await site.until(lambda: one.upstream.in_flight)
+                await asyncio.sleep(0.01)
+            else:
+                assert (await client.rest()).startswith(got)
+
+    assert run(scenario) == Counter(["200", code])
+
+
 # clients -------------------------------------------------------------------------------------------------------------
 
 

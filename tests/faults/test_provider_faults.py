@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import believed
+import fake_watchdog
+import jumpy_clock
+import killing
 import provider_books as books
 import pytest
 import requests
@@ -59,85 +61,20 @@ class TestKilled:
         ]
         fresh.start()
         for whom in draw.sample(("provider", "provider", "worker", "supervisor", "instance too"), 4):
-            use_and_kill(fresh, clients, whom, answers=draw.randrange(25, 60), more_s=draw.uniform(0.0, 0.3))
+            killing.use_and_kill(fresh, clients, whom, answers=draw.randrange(25, 60), more_s=draw.uniform(0.0, 0.3))
             now = believed.deployed(fresh)
             for client in clients:
                 client.look(now)
-        settle(fresh, clients)
+        killing.settle(fresh, clients)
         fresh.stop(signal.SIGTERM)
         fresh.start()
-        settle(fresh, clients)
+        killing.settle(fresh, clients)
         kept, used = books.bundles_in_use(fresh)
         assert kept == used
         done = sum((client.done for client in clients), Counter())
         assert all(done[f"{what} 202"] for what in ("deploy", "update", "scale", "remove", "enqueue")), done
         assert sum(n for what, n in done.items() if what.endswith(" 0")) > 0, done
-        check_queued_calls(fresh, clients, set(seen.read_text().split()))
-
-
-def use_and_kill(
-    fresh: ProviderProcess, clients: list[believed.Client], whom: str, answers: int, more_s: float
-) -> None:
-    """One round: all clients at work, a SIGKILL after so many answers and seconds, and a provider that serves again."""
-    over = threading.Event()
-
-    def answered() -> int:
-        return sum(client.done.total() for client in clients)
-
-    enough = answered() + answers
-    with ThreadPoolExecutor(len(clients)) as pool:
-        working = [pool.submit(client.work, over) for client in clients]
-        wait_until(lambda: answered() >= enough, f"{answers} answers")
-        over.wait(more_s)
-        assert fresh.process is not None
-        if whom == "worker":
-            fresh.kill_worker()
-            over.set()
-        elif whom == "supervisor":
-            fresh.process.kill()
-            fresh.process.wait()
-            over.set()
-            fresh.start()
-        else:
-            fresh.kill()
-            over.set()
-            if whom == "instance too":
-                books.kill_instance(min(books.leaders(fresh)))
-            fresh.start()
-        for one in working:
-            one.result()
-
-
-def settle(fresh: ProviderProcess, clients: list[believed.Client]) -> None:
-    """Wait until nothing is under way; then what runs is what clients believe, and answers as they believe."""
-
-    def at_rest() -> bool:
-        listed = fresh.send("GET", "/system/functions").json()
-        wanted = {one["name"]: one["replicas"] for one in listed}
-        there = {one["name"]: one["availableReplicas"] for one in listed}
-        return wanted == there == {name: one.replicas for name, one in believed.deployed(fresh).items()}
-
-    wait_until(lambda: books.queue_is_empty(fresh), "the queue is empty", timeout_s=60)
-    wait_until(at_rest, "every function has its replicas")
-    books.assert_in_order(fresh)
-    now = believed.deployed(fresh)
-    assert set(now) <= {client.name for client in clients}
-    for client in clients:
-        client.look(now)
-        client.versions = {state.version for state in client.states if state is not None}
-        assert client.invoke()
-
-
-def check_queued_calls(fresh: ProviderProcess, clients: list[believed.Client], seen: set[str]) -> None:
-    """Each accepted call was seen by its function, or is in the books as failed because that was removed."""
-    for client in clients:
-        book = books.queue(fresh, client.name)
-        assert len(client.accepted) <= book["accepted"] <= len(client.accepted) + len(client.unsure)
-        assert book["waiting"] == book["cancelled"] == 0
-        missed = set(client.accepted) - seen
-        assert len(missed) <= book["failed"], missed
-        if not client.mortal:
-            assert book["failed"] == 0
+        killing.check_queued_calls(fresh, clients, set(seen.read_text().split()))
 
 
 SLOW_START = """import os, time
@@ -213,48 +150,6 @@ def handle(event, context):
         time.sleep(float(event.body))
     return {"statusCode": 200, "body": str(os.getpid())}
 """
-FAKE_WATCHDOG = '''"""Instead of our watchdog: answers by the path, and mostly not as HTTP wants it. `--curve` says that it is not ours."""
-
-import os, socket, sys, threading, time
-
-ANSWERS = {
-    "/garbage": [b"\\x00\\xffI am no HTTP\\r\\n\\r\\n"],
-    "/nothing": [],
-    "/half-head": [b"HTTP/1.1 200 OK\\r\\ncontent-le"],
-    "/half-body": [b"HTTP/1.1 200 OK\\r\\ncontent-length: 1000\\r\\n\\r\\nhalf"],
-    "/half-chunks": [b"HTTP/1.1 200 OK\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n4\\r\\nhalf\\r\\n", b"5\\r\\nno"],
-    "/bad-chunk": [b"HTTP/1.1 200 OK\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n4\\r\\nhalf\\r\\n", b"zzz\\r\\n"],
-    "/bad-first-chunk": [b"HTTP/1.1 200 OK\\r\\ntransfer-encoding: chunked\\r\\n\\r\\nzzz\\r\\n"],
-    "/hang": [60],
-    "/half-hang": [b"HTTP/1.1 200 OK\\r\\ncontent-length: 1000\\r\\n\\r\\nhalf", 60],
-}
-FINE = [b"HTTP/1.1 200 OK\\r\\ncontent-length: 4\\r\\nconnection: close\\r\\n\\r\\nfine"]
-
-
-def serve(connection):
-    with connection:
-        head = b""
-        while b"\\r\\n\\r\\n" not in head:
-            piece = connection.recv(65536)
-            if not piece:
-                return
-            head += piece
-        for step in ANSWERS.get(head.split()[1].decode(), FINE):
-            if isinstance(step, bytes):
-                connection.sendall(step)
-                time.sleep(0.02)  # the pieces shall come one by one
-            else:
-                connection.settimeout(step)
-                connection.recv(1)  # until the provider leaves
-
-
-if "--curve" in sys.argv:
-    print('{"unknown": "not ours"}')
-else:
-    listener = socket.socket(fileno=int(os.environ["listen_fds"].split(",")[0]))
-    while True:
-        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-'''
 
 
 def build_fake(provider: ProviderProcess, name: str) -> None:
@@ -264,7 +159,7 @@ def build_fake(provider: ProviderProcess, name: str) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "__init__.py").touch()  # without it another package of that name would be preferred
-    (folder / "__main__.py").write_text(FAKE_WATCHDOG)
+    shutil.copy(fake_watchdog.__file__, folder / "__main__.py")
 
 
 class TestInstances:
@@ -318,7 +213,7 @@ class TestInstances:
         """502 where nothing was sent on yet, else a cut connection; never half an answer that looks whole."""
         fresh.start("--invoke-timeout", "2s")
         build_fake(fresh, "fake")
-        assert fresh.put("POST", "fake").status_code == 202
+        assert fresh.put("POST", "fake", labels={"com.openfaas.scale.max": "1"}).status_code == 202
         fresh.ready("fake")
         (pid,) = fresh.pids("fake")
         assert fresh.invoke("fake/fine").text == "fine"
@@ -439,48 +334,22 @@ class TestFullDisk:
         books.assert_in_order(provider)
 
 
-JUMPY_CLOCK = '''"""Imported by every Python at its start: the wall clock is as far off as a file says, the monotonic one is not."""
-
-import datetime, time
-
-_time, _time_ns, _datetime = time.time, time.time_ns, datetime.datetime
-
-
-def _offset_s():
-    try:
-        with open({path!r}) as file:
-            return int(file.read() or 0)
-    except OSError:
-        return 0
-
-
-time.time = lambda: _time() + _offset_s()
-time.time_ns = lambda: _time_ns() + _offset_s() * 10**9
-
-
-class Moment(_datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return super().now(tz) + datetime.timedelta(seconds=_offset_s())
-
-
-datetime.datetime = Moment
-'''
+SLEEPS = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.zero-duration": "2s"}
 TALKING = TROUBLE.replace("    if event.body:", "    print('asked', flush=True)\n    if event.body:")
 
 
 def test_the_clock_jumps(fresh: ProviderProcess) -> None:
     """Hours forward, then back behind the start: calls, queue, logs, timers and a restart go by other clocks."""
     offset = fresh.root / "offset"
-    jumpy = JUMPY_CLOCK.format(path=str(offset))
+    variables = {"CLOCK_OFFSET_FILE": str(offset)}
     (fresh.root / "clock").mkdir()
-    (fresh.root / "clock" / "sitecustomize.py").write_text(jumpy)
-    fresh.variables["PYTHONPATH"] = f"{fresh.root / 'clock'}:{environment()['PYTHONPATH']}"
+    shutil.copy(jumpy_clock.__file__, fresh.root / "clock" / "sitecustomize.py")
+    fresh.variables = {**variables, "PYTHONPATH": f"{fresh.root / 'clock'}:{environment()['PYTHONPATH']}"}
     fresh.start()
-    for name, labels in (("steady", {}), ("sleeper", {"com.openfaas.scale.zero": "true", ZERO_AFTER: "2s"})):
+    for name, labels in (("steady", {}), ("sleeper", SLEEPS)):
         fresh.build(name, TALKING)
-        (fresh.bundles / name / "sitecustomize.py").write_text(jumpy)
-        assert fresh.put("POST", name, labels=labels).status_code == 202
+        shutil.copy(jumpy_clock.__file__, fresh.bundles / name / "sitecustomize.py")
+        assert fresh.put("POST", name, labels=labels, envVars=variables).status_code == 202
         fresh.ready(name)
     pids = fresh.pids("steady")
     for jump, offset_s in enumerate((5 * 3600, -30 * 3600), start=1):
@@ -490,7 +359,8 @@ def test_the_clock_jumps(fresh: ProviderProcess) -> None:
         assert abs(int(told.headers["x-start-time"]) / 1e9 - time.time() - offset_s) < 60  # it did jump
         assert fresh.send("POST", "/async-function/steady", b"0.01").status_code == 202
         wait_until(lambda n=jump: books.queue(fresh, "steady")["done"] == n, "the queued call is done")  # type: ignore[misc]
-        lines = fresh.send("GET", f"/system/logs?name=steady&since={_rfc3339(offset_s - 30)}").text.splitlines()
+        since = (datetime.now(tz=UTC) + timedelta(seconds=offset_s - 30)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        lines = fresh.send("GET", f"/system/logs?name=steady&since={since}").text.splitlines()
         # Since the jump two; after the jump back all earlier lines look as if they were of the future.
         assert sum("asked" in line for line in lines) == 2 * jump, lines
         wait_until(lambda: not fresh.pids("sleeper"), "nobody needs it, so it sleeps")
@@ -501,14 +371,6 @@ def test_the_clock_jumps(fresh: ProviderProcess) -> None:
         fresh.ready("steady")
         assert fresh.pids("steady") == pids
     books.assert_in_order(fresh)
-
-
-ZERO_AFTER = "com.openfaas.scale.zero-duration"
-
-
-def _rfc3339(from_now_s: float) -> str:
-    moment = datetime.now(tz=UTC) + timedelta(seconds=from_now_s)
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def test_a_callback_target_that_never_answers(fresh: ProviderProcess) -> None:

@@ -21,12 +21,13 @@ from urllib.parse import unquote
 
 from infless_core.clock import Clock
 from infless_core.errors import InvalidInput, StateError
-from infless_provider import async_policy
+from infless_provider import async_policy, auth
 from infless_provider.async_books import AsyncStats, Books, Ticket
 from infless_provider.async_policy import AsyncLimits
 from infless_provider.async_store import Count, QueuedCall, QueueStore, StoredRequest
 from infless_provider.async_worker import INTERNAL, F, Outcome, Poster, Worker, trace
 from infless_provider.callback_policy import Target, parse_url
+from infless_provider.forwarding import sane_call_id
 from infless_provider.wire import function_key
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class AsyncCalls(Generic[F]):
         clock: due times are its monotonic ones, so a wall clock that jumps neither loses nor stalls a call.
         limits: how much waits and runs.
         seed: of the waits' jitter.
-        admits: whether an exchange may call a function that asks for a token.
+        ours: whether an Authorization header has the provider's own password, which is not the function's business.
     """
 
     def __init__(
@@ -61,15 +62,14 @@ class AsyncCalls(Generic[F]):
         clock: Clock,
         limits: AsyncLimits,
         seed: int,
-        *,
-        admits: Callable[[Exchange, F], bool] = lambda _exchange, function: not function.tokens,
+        ours: Callable[[bytes | None], bool] = lambda _: False,
     ) -> None:
         self._store = store
         self._find = find
         self._callbacks = callbacks
         self._clock = clock
         self._limits = limits
-        self._admits = admits
+        self._ours = ours
         self._books = Books(limits)
         self._worker = Worker(store, self._books, find, invoke, callbacks, clock, limits, seed)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -139,7 +139,7 @@ class AsyncCalls(Generic[F]):
         elif exchange.method not in ("POST", "DELETE"):
             sentence = f"{exchange.method} is not allowed; POST queues a call, DELETE with its id cancels it"
             exchange.text(405, sentence, [(b"allow", b"POST, DELETE"), INTERNAL])
-        elif not self._admits(exchange, function):
+        elif function.tokens and not auth.bears(exchange.header(b"authorization"), function.tokens):
             exchange.text(401, f"{function.key} asks for a token", [(b"www-authenticate", b"Bearer"), INTERNAL])
         else:
             return function
@@ -157,7 +157,7 @@ class AsyncCalls(Generic[F]):
         except InvalidInput as fault:
             self._refuse(exchange, function, 400, str(fault))
             return
-        id_ = async_policy.sane_call_id(exchange.header(b"x-call-id")) or str(uuid.uuid4())
+        id_ = (sane_call_id(exchange.header(b"x-call-id")) or str(uuid.uuid4()).encode()).decode("ascii")
         known = self._books.find(function.key, id_)
         if known is not None:
             self._spawn(self._said_again(exchange, function, known))
@@ -171,7 +171,8 @@ class AsyncCalls(Generic[F]):
             callback=url, size_bytes=size_bytes,
         )  # fmt: skip
         self._next_seq += 1
-        headers = async_policy.request_headers(exchange.headers, exchange.peer, secret=bool(function.tokens))
+        secret = bool(function.tokens) or self._ours(exchange.header(b"authorization"))
+        headers = async_policy.request_headers(exchange.headers, exchange.peer, secret=secret)
         request = StoredRequest(target=path, headers=headers, body=bytes(exchange.body))
         now_s = self._clock.now_s()
         ticket = Ticket(call=call, target=target, accepted_s=now_s, since_s=now_s)

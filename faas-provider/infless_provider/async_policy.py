@@ -8,20 +8,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-Header = tuple[bytes, bytes]
+from infless_provider.forwarding import Header, answer_headers, end_to_end
 
 RETRIED = frozenset({429, 502, 503, 504})
 """Answers that say "not now". Any other, a handler's 500 included, is the function's answer."""
 _CALLBACK_RETRIED = frozenset({0, 408, 425, 429})
 """Of a callback's target, beside every 5xx: no answer at all (0), too slow, too early, too many."""
-_HOP_BY_HOP = frozenset({
-    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
-    b"transfer-encoding", b"upgrade", b"proxy-connection", b"expect", b"content-length",
-})  # fmt: skip
-"""RFC 9110, section 7.6.1: for one connection only. Whoever sends on counts the bytes anew."""
-_OURS = frozenset({b"x-callback-url", b"x-call-id", b"x-start-time"})
-_TOLD = frozenset({b"x-call-id", b"x-start-time", b"x-function-name", b"x-function-status", b"x-duration-seconds"})
-_CALL_ID = re.compile(rb"[!-~]{1,128}")
+_TOLD = frozenset({b"host", b"content-length", b"x-function-name", b"x-function-status"})
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
@@ -169,21 +162,16 @@ def retry_after_s(headers: Iterable[Header], wall_s: float) -> float | None:
         return None
 
 
-def sane_call_id(value: bytes | None) -> str | None:
-    """A client's call id, if it is one: 1 to 128 printable ASCII characters without a space."""
-    return value.decode("ascii") if value is not None and _CALL_ID.fullmatch(value) else None
-
-
 def request_headers(headers: Sequence[Header], peer: str, *, secret: bool) -> list[Header]:
     """What of a client's headers is kept for the function.
 
     Args:
         headers: names in lower case.
         peer: the client's `host:port`, for X-Forwarded-For.
-        secret: whether Authorization carried the function's token, which is ours and not the handler's.
+        secret: whether Authorization was meant for us (a token, the provider's password), not for the handler.
     """
-    dropped = _HOP_BY_HOP | _OURS | _named_by_connection(headers) | ({b"authorization"} if secret else set())
-    kept = [header for header in headers if header[0] not in dropped]
+    dropped = {b"x-callback-url", b"authorization"} if secret else {b"x-callback-url"}
+    kept = [header for header in end_to_end(headers) if header[0] not in dropped]
     have = {name for name, _ in kept}
     host = next((value for name, value in kept if name == b"host"), None)
     if b"x-forwarded-host" not in have and host is not None:
@@ -206,16 +194,11 @@ def callback_headers(
         took_s: of the invocation that gave it.
         accepted_ns: since the epoch.
     """
-    dropped = _HOP_BY_HOP | _TOLD | {b"host"} | _named_by_connection(headers)
     return [
-        *((name, value) for name, value in headers if name not in dropped),
+        *(header for header in answer_headers(headers) if header[0] not in _TOLD),
         (b"x-call-id", call_id.encode()),
         (b"x-start-time", str(accepted_ns).encode()),
         (b"x-function-name", function.encode()),
         (b"x-function-status", str(status).encode()),
         (b"x-duration-seconds", f"{took_s:.6f}".encode()),
     ]
-
-
-def _named_by_connection(headers: Sequence[Header]) -> set[bytes]:
-    return {token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")}

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from infless_provider.async_policy import Header
+from infless_provider.forwarding import Header
 from infless_provider.group_commit import GroupCommit
 
 _MIGRATIONS = (

@@ -13,11 +13,12 @@ from infless_core.clock import Clock
 from infless_core.errors import StateError
 from infless_provider import async_policy
 from infless_provider.async_books import Books, Ticket
-from infless_provider.async_policy import Again, AsyncLimits, Attempt, Final, Header
+from infless_provider.async_policy import Again, AsyncLimits, Attempt, Final
 from infless_provider.async_store import Count, QueuedCall, QueueStore, StoredAnswer
 from infless_provider.async_turns import Lane, Turns
 from infless_provider.callback_policy import Target
 from infless_provider.callbacks import Delivery
+from infless_provider.forwarding import Header
 
 LOG = logging.getLogger("infless.async")
 _AFTER_A_FAULT_S = 30.0

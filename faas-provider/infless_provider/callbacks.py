@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import httpcore
 
-from infless_provider.async_policy import Header
 from infless_provider.callback_policy import Address, CallbackPolicy, Target
+from infless_provider.forwarding import Header
 from infless_provider.version import VERSION
 
 TIMEOUT_S = 30.0

@@ -116,7 +116,7 @@ class Dispatch:
                 continue
             reply = sent.reply
             again = isinstance(asked.body, bytes) and reply.complete
-            if not again or not refuses(reply.status, reply.headers, reply.body):
+            if not again or not refuses(reply.status, reply.headers):
                 return sent
             let_go(sent)
             refusal = sent

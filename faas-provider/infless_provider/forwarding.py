@@ -23,7 +23,7 @@ INTERNAL: Header = (b"x-openfaas-internal", b"proxy")
 """Marks an answer that no function gave (OpenFaaS)."""
 RETRY: Header = (b"retry-after", b"1")
 
-_HOP_BY_HOP = frozenset({
+HOP_BY_HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"proxy-connection", b"expect",
 })  # fmt: skip
@@ -31,17 +31,15 @@ _HOP_BY_HOP = frozenset({
 _NEVER_HOP = frozenset({b"host", b"authorization", b"x-forwarded-for", b"x-forwarded-host"})
 """A client that names these in `Connection` wants to hide something from the function."""
 _TRACE = frozenset({b"x-call-id", b"x-start-time"})
-_NOT_PASSED_ON = _HOP_BY_HOP | _TRACE | {b"content-length"}
-_NOT_PASSED_BACK = _HOP_BY_HOP | _TRACE | {b"x-duration-seconds"}
+_NOT_PASSED_ON = HOP_BY_HOP | _TRACE | {b"content-length"}
+_NOT_PASSED_BACK = HOP_BY_HOP | _TRACE | {b"x-duration-seconds", b"x-infless-refused"}
 _OF_A_WHOLE_ANSWER = frozenset({b"content-type", b"content-length", b"date"})
 """What the edge writes by itself where it knows the whole answer."""
-_CALL_ID = re.compile(rb"[\x20-\x7e]{1,128}")
-_REFUSAL = re.compile(
-    rb'(?:\{"error": ")?'
-    rb"(?:the model is still loading|\d+ requests are waiting already|max_inflight, \d+, is reached)"
-    rb'(?:"\})?\n?'
-)
-"""How our watchdog says, before it does anything, that it does not take a request."""
+_CALL_ID = re.compile(rb"[!-~]{1,128}")
+_REFUSED: Header = (b"x-infless-refused", b"1")
+"""How our watchdog says that it has done nothing for a request."""
+_REFUSED_BY_OF_WATCHDOG: Header = (b"x-openfaas-internal", b"faas-middleware")
+"""Its `max_inflight`, with 429."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,7 +111,6 @@ def passage_of(head: Head) -> Passage:
         headers = [header for header in headers if header[0] != b"authorization"]
     if b"host" in first and b"x-forwarded-host" not in first:
         headers.append((b"x-forwarded-host", first[b"host"]))
-    call_id = first.get(b"x-call-id")
     timeout_s, fault = _timeout_s(first.get(b"x-timeout"))
     return Passage(
         name=name,
@@ -124,12 +121,17 @@ def passage_of(head: Head) -> Passage:
         octets=encode_head(head.method, target, headers),
         authorization=authorization,
         bearer=authorization[0][1] if authorization else None,
-        call_id=call_id if call_id is not None and _CALL_ID.fullmatch(call_id) else None,
+        call_id=sane_call_id(first.get(b"x-call-id")),
         told_for_whom=b"x-forwarded-for" in first,
         content_type=first.get(b"content-type") or b"text/plain",
         timeout_s=timeout_s,
         fault=fault,
     )
+
+
+def sane_call_id(value: bytes | None) -> bytes | None:
+    """A client's call id, if it is one: 1 to 128 printable ASCII characters without a space."""
+    return value if value is not None and _CALL_ID.fullmatch(value) else None
 
 
 def _timeout_s(said: bytes | None) -> tuple[float, str]:
@@ -173,16 +175,14 @@ def whole_answer(headers: list[Header], fallback: bytes) -> tuple[bytes, list[He
     return content_type, [header for header in headers if header[0] not in _OF_A_WHOLE_ANSWER]
 
 
-def refuses(status: int, headers: Sequence[Header], body: bytes) -> bool:
+def refuses(status: int, headers: Sequence[Header]) -> bool:
     """Whether an instance says that it has done nothing for a request, so that another one may.
 
     A handler that answers 503 by itself has run, so the status alone does not tell.
     """
     if status not in (429, 503):
         return False
-    if (b"x-openfaas-internal", b"faas-middleware") in headers:  # of-watchdog's `max_inflight`
-        return status == 429
-    return any(name == b"retry-after" for name, _ in headers) and _REFUSAL.fullmatch(body) is not None
+    return _REFUSED in headers or (status == 429 and _REFUSED_BY_OF_WATCHDOG in headers)
 
 
 class CallIds:

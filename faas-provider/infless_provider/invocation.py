@@ -128,7 +128,7 @@ class Invocation:
             await sent.reply.head()
         except UpstreamError as error:
             raise unanswered(self._function, error, self._timeout_s) from error
-        if sent.reply.complete and refuses(sent.reply.status, sent.reply.headers, sent.reply.body):
+        if sent.reply.complete and refuses(sent.reply.status, sent.reply.headers):
             self._sent = None
             let_go(sent)
             asked = self._asked(bytes(self._exchange.body))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,25 @@ class Outcome:
 
 
 class Proxy:
-    """Answers `/function/NAME[/PATH]` (OpenFaaS provider protocol)."""
+    """Answers `/function/NAME[/PATH]` (OpenFaaS provider protocol).
 
-    def __init__(self, controller: Controller, metrics: Metrics, settings: Settings, clock: Clock) -> None:
+    Args:
+        controller: knows the functions.
+        metrics: counts.
+        settings: limits.
+        clock: for deadlines.
+        ours: whether an Authorization header has the provider's own password, which is not the function's business.
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        metrics: Metrics,
+        settings: Settings,
+        clock: Clock,
+        ours: Callable[[bytes | None], bool] = lambda _: False,
+    ) -> None:
+        self._ours = ours
         self.clock = clock
         self.dispatch = Dispatch(controller, clock, settings.waiting_max)
         self.in_flight = 0
@@ -60,6 +76,8 @@ class Proxy:
         passage = head.memo
         if passage is None:
             passage = head.memo = passage_of(head)
+            if passage.bearer is not None and self._ours(passage.bearer):
+                passage.authorization = ()
         function = self._functions.get(passage.key)
         if function is None:
             exchange.text(404, f"function {passage.name!r} does not exist", [INTERNAL])

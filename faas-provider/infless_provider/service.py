@@ -73,7 +73,7 @@ class Provider:
         profiles = Profiles(store, clock, server.cpu_cores, self._backend.curve)
         secrets = SecretStore(settings.secrets_dir, settings.secrets_max, self._backend.runs_as)
         self._controller = controller = Controller(settings, self._state, self._backend, profiles, secrets, clock)
-        self._proxy = Proxy(controller, self._metrics, settings, clock)
+        self._proxy = Proxy(controller, self._metrics, settings, clock, self._ours)
         autoscaler = Autoscaler(controller, server, clock, settings.solver)
         views = Views(controller)
         tenants = Tenants(controller.namespaces, secrets, controller.functions_in)
@@ -114,9 +114,7 @@ class Provider:
             self._clock,
             AsyncLimits(body_max_bytes=settings.async_body_max_bytes, invoke_timeout_s=settings.invoke_timeout_s),
             random.SystemRandom().getrandbits(32),
-            admits=lambda exchange, function: (
-                not function.tokens or auth.bears(exchange.header(b"authorization"), function.tokens)
-            ),
+            self._ours,
         )
 
     def route(self, exchange: Exchange) -> None:
@@ -154,6 +152,10 @@ class Provider:
             self._logs(exchange)
         else:
             self._control(exchange)
+
+    def _ours(self, header: bytes | None) -> bool:
+        """Whether an Authorization header has the provider's own credentials."""
+        return self._credentials is not None and self._credentials.admit((header or b"").decode("latin-1"))
 
     def _admitted(self, exchange: Exchange) -> bool:
         header = (exchange.header(b"authorization") or b"").decode("latin-1")

@@ -336,7 +336,7 @@ def test_an_instance_that_cannot_be_reached() -> None:
 
 def test_an_instance_that_is_full_or_loading() -> None:
     """On an open connection too: the request goes to the one that takes it."""
-    refusal = b"HTTP/1.1 503 No\r\nretry-after: 1\r\ncontent-length: 27\r\n\r\nthe model is still loading\n"
+    refusal = b"HTTP/1.1 503 No\r\nx-infless-refused: 1\r\ncontent-length: 27\r\n\r\nthe model is still loading\n"
 
     async def full(peer: Peer) -> None:
         while True:

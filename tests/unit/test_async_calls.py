@@ -105,10 +105,9 @@ class World:
     async def open(self, **more):
         """The queue on this world's file."""
         self.store = QueueStore(self.path)
-        admits = more.pop("admits", lambda exchange, function: not function.tokens)
         limits = replace(self.limits, **more)
         self.calls = AsyncCalls(
-            self.store, self.find, self.invoke, self, self.clock, limits, seed=1, admits=admits
+            self.store, self.find, self.invoke, self, self.clock, limits, seed=1
         )  # fmt: skip
         await self.calls.start()
         try:
@@ -291,7 +290,7 @@ def test_the_functions_token_stays_here(world, caplog):
     caplog.set_level(logging.DEBUG, "infless")
 
     async def run():
-        async with world.open(admits=lambda exchange, _: exchange.header(b"authorization") == b"Bearer t0k"):
+        async with world.open():
             world.script["h.openfaas-fn"] = [RuntimeError("boom")]
             assert (await world.ask("h", (b"authorization", b"Bearer t0k"))).status == 202
             assert (await world.ask("f", (b"authorization", b"Bearer t0k"))).status == 202

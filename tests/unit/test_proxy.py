@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from infless_provider.forwarding import CallIds, passage_of, refuses
+from infless_provider.forwarding import CallIds, answer_headers, passage_of, refuses
 from infless_provider.metrics import Metrics
 from infless_provider.proxy import Proxy
 from infless_provider.upstream import Broken, NotSent, TimedOut
-from infless_watchdog.app import _RETRY, _loading
+from infless_watchdog.app import _RETRY, Watchdog, _loading
 from infless_watchdog.calls import Head
 from infless_watchdog.pipeline import Pipeline
 
@@ -22,7 +22,7 @@ class Exchange:
     def __init__(self, path="/function/f", method="POST", headers=(), query=""):
         self.head, self.method, self.body_stream = Head(method, path, query, list(headers)), method, None
         self.body, self.peer, self.status, self.done, self.cut = b"body", "1.2.3.4:5", 0, False, False
-        self.answer, self.sent, self.on_gone = b"", {}, None
+        self.answer, self.sent, self.on_gone, self.path = b"", {}, None, path
 
     def respond(self, status, body, content_type, headers):
         """At once."""
@@ -71,21 +71,21 @@ def reply(status=200, body=b"answer", headers=(), complete=True, breaks=False):
 
 def refusal(body=b"the model is still loading\n", status=503):
     """What an instance says that does not take a request."""
-    return reply(status, body, [(b"retry-after", b"1")])
+    return reply(status, body, [(b"retry-after", b"1"), (b"x-infless-refused", b"1")])
 
 
 @pytest.fixture
 def site(world):
     """A proxy with a function `f`, whose instances answer as given: values, errors, or functions of the request."""
 
-    async def made(*answers, prepare=None, **settings):
+    async def made(*answers, prepare=None, ours=lambda _: False, **settings):
         f = world.function = await world.deploy()
         for answer in answers:
             one = await world.running(f)
             one.upstream = _upstream(one, answer, world.asked)
         if prepare is not None:
             prepare(f)
-        return Proxy(world.controller, Metrics(), replace(world.settings, **settings), world.clock)
+        return Proxy(world.controller, Metrics(), replace(world.settings, **settings), world.clock, ours)
 
     world.asked = []
     return made
@@ -309,12 +309,14 @@ def test_when_all_refuse_the_last_refusal_is_passed_on(world, ask):
 
 def test_a_handlers_own_503_is_not_tried_elsewhere(world, ask):
     """It has run."""
-    assert ask(Exchange(), refusal(b"come back later"), reply(503), reply(503)).status == 503
+    assert (
+        ask(Exchange(), reply(503, b"come back later", [(b"retry-after", b"1")]), reply(503), reply(503)).status == 503
+    )
     assert len(world.asked) == 1
 
 
-def test_refusals_are_known_by_the_watchdogs_own_words():
-    """All of them, in plain text and as the inference protocol says it."""
+def test_refusals_are_known_by_the_watchdogs_header():
+    """Its own, as the watchdog writes them; a client does not see the mark."""
     pipeline = SimpleNamespace(
         settings=SimpleNamespace(max_inflight=3, queue_max=5), _in_flight_max=3, _in_pool=0,
         metrics=SimpleNamespace(in_flight=3), batcher=SimpleNamespace(waiting=5),
@@ -322,12 +324,29 @@ def test_refusals_are_known_by_the_watchdogs_own_words():
     full = Pipeline.refusal(pipeline)
     pipeline.metrics.in_flight = 0
     for fault in (full, Pipeline.refusal(pipeline), _loading()):
-        for body in (f"{fault}\n".encode(), b'{"error": "%b"}' % str(fault).encode()):
-            assert refuses(fault.status, _RETRY, body)
-            assert not refuses(fault.status, [], body)
-            assert not refuses(200, _RETRY, body)
-            assert not refuses(fault.status, _RETRY, body + b"x")
-    assert refuses(429, [(b"x-openfaas-internal", b"faas-middleware")], b"Concurrent request limit exceeded\n")
+        exchange = Exchange()
+        Watchdog._answer_fault(SimpleNamespace(), exchange, fault)
+        assert refuses(fault.status, list(exchange.sent.items()))
+        assert not refuses(fault.status, _RETRY)
+        assert answer_headers(list(exchange.sent.items())).count((b"x-infless-refused", b"1")) == 0
+    assert not refuses(200, [(b"x-infless-refused", b"1")])
+    assert refuses(429, [(b"x-openfaas-internal", b"faas-middleware")])
+
+
+def test_the_providers_own_password_is_not_passed_on(world, site):
+    """A function that everybody may call must not learn it from an operator's client."""
+    headers = {b"ours": b"Basic b3VyczpvdXJz", b"other": b"Basic b3RoZXI6b3RoZXI="}
+
+    async def scenario():
+        proxy = await site(reply(), ours=lambda header: header == headers[b"ours"])
+        for value in headers.values():
+            exchange = Exchange(headers=[(b"authorization", value)])
+            proxy(exchange)
+            while not exchange.done:
+                await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(scenario(), 5))
+    assert [asked[3].get(b"authorization") for asked in world.asked] == [None, headers[b"other"]]
 
 
 # limits --------------------------------------------------------------------------------------------------------------

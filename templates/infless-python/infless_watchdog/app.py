@@ -19,7 +19,7 @@ from infless_watchdog.calls import Call, Head, Model, Reply
 from infless_watchdog.exchange import Exchange
 from infless_watchdog.handlers import load_model
 from infless_watchdog.http import Edge, Limits
-from infless_watchdog.isolation import ItemError
+from infless_watchdog.isolation import ItemError, Refusal
 from infless_watchdog.live_config import read_live_config
 from infless_watchdog.metrics import Metrics
 from infless_watchdog.pipeline import Pipeline
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("infless.watchdog")
 _RETRY = [(b"retry-after", b"1")]
+_REFUSED = [*_RETRY, (b"x-infless-refused", b"1")]
+"""Tells the provider that it may ask another instance: the status alone may be a handler's own word."""
 _OVER = object()
 
 
@@ -255,7 +257,7 @@ class Watchdog:
     def _answer_fault(self, exchange: Exchange, fault: ItemError) -> None:
         if fault.status in (500, 504):
             self.log_fault(exchange, fault)
-        headers = _RETRY if fault.status in (429, 503) else ()
+        headers = _REFUSED if isinstance(fault, Refusal) else _RETRY if fault.status in (429, 503) else ()
         if exchange.path.startswith("/v2/"):
             exchange.json(fault.status, {"error": str(fault)}, headers)
         else:
@@ -321,8 +323,8 @@ class Watchdog:
         task.add_done_callback(self._tasks.discard)
 
 
-def _loading() -> ItemError:
-    return ItemError(503, "the model is still loading")
+def _loading() -> Refusal:
+    return Refusal(503, "the model is still loading")
 
 
 def _quietly(close: Callable[[], None]) -> None:

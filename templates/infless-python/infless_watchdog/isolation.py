@@ -18,6 +18,10 @@ class ItemError(Exception):
         self.status = status
 
 
+class Refusal(ItemError):  # noqa: N818 - it is one, and nothing has failed
+    """Nothing was done for a request, so another instance may take it."""
+
+
 class BatchError(ItemError):
     """A whole batch has failed, and running it in parts would not help."""
 

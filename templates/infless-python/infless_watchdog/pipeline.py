@@ -16,7 +16,7 @@ from infless_watchdog.batcher import Batcher
 from infless_watchdog.batching import BatchPolicy
 from infless_watchdog.calls import Call, Model, Reply
 from infless_watchdog.curve import copies_of
-from infless_watchdog.isolation import ItemError, as_item_error, run_isolated
+from infless_watchdog.isolation import ItemError, Refusal, as_item_error, run_isolated
 from infless_watchdog.metrics import Metrics
 from infless_watchdog.settings import Settings
 
@@ -94,20 +94,20 @@ class Pipeline:
             await asyncio.get_running_loop().run_in_executor(self._pool, self.model.prepare_cores, cpu_cores)
         await self.batcher.between_runs(lambda: self.model.set_cpu_cores(cpu_cores))
 
-    def refusal(self) -> ItemError | None:
+    def refusal(self) -> Refusal | None:
         """Why no request can be taken now."""
         settings = self.settings
         if self.metrics.in_flight >= self._in_flight_max:
-            return ItemError(429, f"max_inflight, {settings.max_inflight}, is reached")
+            return Refusal(429, f"max_inflight, {settings.max_inflight}, is reached")
         if self.batcher.waiting + self._in_pool >= settings.queue_max:
-            return ItemError(503, f"{settings.queue_max} requests are waiting already")
+            return Refusal(503, f"{settings.queue_max} requests are waiting already")
         return None
 
     def submit(self, call: Call, deliver: Callable[[Call, Any], None]) -> None:
         """Take one request; `deliver(call, reply or fault)` follows once, on the event loop, unless it is withdrawn."""
         metrics = self.metrics
         call.arrived_s, call.deliver, call.withdrawn, call.live = time.monotonic(), deliver, self._withdrawn, True
-        fault = None
+        fault: ItemError | None = None
         if metrics.in_flight >= self._in_flight_max or self.batcher.waiting + self._in_pool >= self._queue_max:
             fault = self.refusal()
         metrics.received += 1

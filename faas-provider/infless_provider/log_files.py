@@ -280,6 +280,16 @@ def rotated(path: Path) -> Path:
     return path.with_name(f"{path.name}.1")
 
 
+def end_of(path: Path, most_bytes: int) -> bytes:
+    """The last bytes of a file; empty when it cannot be read: who asks for last words wants no other error."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - most_bytes))
+            return file.read()
+    except OSError:
+        return b""
+
+
 def line_end(file: FileIO, size: int) -> int:
     """Where the last complete line of the first `size` bytes ends."""
     while size > 0:

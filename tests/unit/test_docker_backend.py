@@ -134,14 +134,58 @@ def test_an_engine_that_goes_away(tmp_path, monkeypatch):
         assert ("signal", container, "SIGTERM") in world.engine.done
 
 
-def test_a_start_that_is_cut_off_leaves_nothing(tmp_path):
-    """The engine made the container, and its answer was lost."""
+def test_a_start_that_is_cut_off_is_begun_anew(tmp_path):
+    """The engine made the container, and its answer was lost: that one goes, and nothing is left afterwards."""
     with opened(tmp_path) as (world, runner):
         world.engine.lost_create = True
-        world.backend.start(a_launch())
-        assert runner.run(world.ended("f-1")) == "its container could not be started: it timed out"
+        runner.run(world.running(a_launch()))
+        assert len(world.engine.boxes) == 1
         world.backend.forget("f-1")
-        world.engine.until_done("remove", "infless-f-1")
+        world.engine.until(lambda: world.engine.boxes == {})
+
+
+@pytest.mark.parametrize("call", ["image", "create", "start", "inspect"])
+def test_a_start_that_meets_no_engine_is_done_when_it_is_back(tmp_path, monkeypatch, call):
+    """Wherever it was cut off: the instance goes on starting, and runs once, in one container."""
+    with opened(tmp_path) as (world, runner):
+        met, real = queue.Queue(), getattr(world.engine, call)
+
+        def away(*arguments):
+            if met.empty():
+                world.engine.away = "no engine answers"
+                met.put(call)
+                raise EngineAway("no engine answers")
+            return real(*arguments)
+
+        monkeypatch.setattr(world.engine, call, away)
+        world.backend.start(a_launch())
+        assert met.get(timeout=WAIT_S) == call
+        assert world.backend.see("f-1").stage is Stage.STARTING
+        met.put("once is enough")
+        world.engine.away = None
+        runner.run(world.until(lambda: world.backend.see("f-1").stage is Stage.RUNNING))
+        (box,) = world.engine.boxes.values()
+        assert world.backend.see("f-1").address.handle["container"] == box.id
+
+
+def test_a_start_that_waits_for_the_engine_can_be_given_up(tmp_path, monkeypatch):
+    """Nothing is started for it when the engine is back."""
+    with opened(tmp_path) as (world, runner):
+        met, real = threading.Event(), world.engine.create
+
+        def away(*arguments):
+            if not met.is_set():
+                world.engine.away = "no engine answers"
+                met.set()
+                raise EngineAway("no engine answers")
+            return real(*arguments)
+
+        monkeypatch.setattr(world.engine, "create", away)
+        world.backend.start(a_launch())
+        assert met.wait(WAIT_S)
+        world.backend.kill("f-1")
+        world.engine.away = None
+        assert runner.run(world.ended("f-1")) == "it was ended before it was started"
         assert world.engine.boxes == {}
 
 

@@ -13,7 +13,8 @@ from infless_provider.backends import procfs
 from infless_provider.backends.base import Launch
 from infless_provider.backends.process_instance import ProcessInstance, from_handle
 from infless_provider.backends.process_launch import command_line, environment
-from infless_provider.backends.process_logs import LOGS_KEPT, LOGS_KEPT_BYTES, last_words, log_path, open_log, prune
+from infless_provider.backends.process_logs import LOGS_KEPT, LOGS_KEPT_BYTES, last_words, open_log, prune
+from infless_provider.log_files import log_path
 
 MIB = 1024 * 1024
 FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -138,7 +139,7 @@ STAMP = "2026-01-02T03:04:05.678901Z"
 )  # fmt: skip
 def test_last_words(tmp_path, log, words):
     """The reason, not what gunicorn adds to it; what comes without a time was said where there was no log yet."""
-    path = log_path(tmp_path, "f-1", "f.n")
+    path = log_path(tmp_path / "f.n", "f-1")
     if log is not None:
         os.close(open_log(path))
         path.write_text(

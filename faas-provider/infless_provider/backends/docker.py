@@ -17,13 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from infless_core.errors import BackendError
 from infless_core.model import Configuration, FunctionSpec, Server
+from infless_provider import log_files
 from infless_provider.backends import process_logs
 from infless_provider.backends.base import Address, Artifact, CurveOrder, Launch, Sight, Stage, Usage
 from infless_provider.backends.docker_api import Container, ContainerEvent, Engine, EngineAway, NoSuch
@@ -57,9 +58,6 @@ _USAGE_THREADS = 16
 """Older engines (20.10) answer when they next look at the container, within a second."""
 
 
-_BEGUN = Sight(stage=Stage.STARTING)
-
-
 @dataclass(slots=True, kw_only=True)
 class _Held:
     """An instance of ours. Its stage only ever goes on."""
@@ -67,7 +65,7 @@ class _Held:
     id: str
     function: str
     cores: tuple[int, ...]
-    sight: Sight = _BEGUN
+    sight: Sight = field(default_factory=partial(Sight, stage=Stage.STARTING))
     container: str = ""
     started_at_s: float = 0.0
     stop_signal: str = "SIGTERM"
@@ -201,6 +199,9 @@ class DockerBackend:
             held.container = self._create(container_name(held.id), config)
             self._engine.start(held.container)
             self._learn(held, self._engine.inspect(held.container))
+        except EngineAway:
+            held.container = ""  # begun anew when the engine is back, on what this try may have left
+            raise
         except (BackendError, OSError) as error:
             self._images.forget(launch.artifact)  # it may be the reason
             self._tell(held, Sight(stage=Stage.ENDED, why=f"its container could not be started: {error}"))
@@ -235,7 +236,7 @@ class DockerBackend:
 
     def last_words(self, id_: str, function: str) -> str:
         """See `Backend.last_words`."""
-        return process_logs.last_words(process_logs.log_path(self._logs, id_, function))
+        return process_logs.last_words(log_files.log_path(self._logs / function, id_))
 
     def resize(self, id_: str, configuration: Configuration) -> None:
         """See `Backend.resize`."""
@@ -369,13 +370,13 @@ class DockerBackend:
     def _learn(self, held: _Held, seen: Container) -> None:
         """From one look at its container."""
         if held.pump is None or (seen.running and held.pump.ended):
-            held.pump = LogPump(self._engine, seen.id, process_logs.log_path(self._logs, held.id, held.function))
+            held.pump = LogPump(self._engine, seen.id, log_files.log_path(self._logs / held.function, held.id))
             held.pump.open()
         if not seen.running:
             held.pump.wait(OUTPUT_S)
             words = self.last_words(held.id, held.function)
             if not words and WATCHDOG not in seen.labels:  # nobody knows what its errors look like
-                words = last_line(process_logs.log_path(self._logs, held.id, held.function))
+                words = last_line(log_files.log_path(self._logs / held.function, held.id))
             after = replace(seen, out_of_memory=seen.out_of_memory or held.out_of_memory)
             self._tell(held, Sight(stage=Stage.ENDED, why=why_ended(after, words)))
         elif PORT not in seen.ports:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from infless_core.errors import BackendError
 from infless_provider.backends.docker_api import Engine, NoSuch, Stream
+from infless_provider.log_files import end_of, rotated
 
 LOG = logging.getLogger("infless.docker")
 MAX_BYTES = 8 * 1024 * 1024
@@ -99,9 +100,9 @@ class LogFile:
     def resume(self) -> Resume:
         """What to read again; drops the half of a line that a crash left at the end."""
         with self._path.open("r+b") as file:
-            file.truncate(self._size - len(_tail(self._path).rpartition(b"\n")[2]))
+            file.truncate(self._size - len(end_of(self._path, _TAIL_BYTES).rpartition(b"\n")[2]))
         self._size = self._path.stat().st_size
-        tail = _tail(self._path) or _tail(_rotated(self._path))
+        tail = end_of(self._path, _TAIL_BYTES) or end_of(rotated(self._path), _TAIL_BYTES)
         found = [
             Line(stamp=stamp, text=text)
             for stamp, _, text in (
@@ -122,7 +123,7 @@ class LogFile:
         with contextlib.suppress(OSError):
             self._size += os.write(self._file, b"%s %s\n" % (line.stamp, line.text))
             if self._size > MAX_BYTES:
-                self._path.replace(_rotated(self._path))
+                self._path.replace(rotated(self._path))
                 os.close(self._file)
                 self._open()
 
@@ -214,20 +215,5 @@ class LogPump:
 
 def last_line(path: Path) -> str:
     """The newest line of a log that is not empty, without its time."""
-    lines = _tail(path).decode(errors="replace").splitlines()
+    lines = end_of(path, _TAIL_BYTES).decode(errors="replace").splitlines()
     return next((text for line in reversed(lines) if (text := line.partition(" ")[2].strip())), "")
-
-
-def _rotated(path: Path) -> Path:
-    return path.with_name(f"{path.name}.1")
-
-
-def _tail(path: Path) -> bytes:
-    """The end of a file; empty when there is none."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            return file.read()
-    except OSError:
-        return b""

@@ -26,7 +26,7 @@ import psutil
 from infless_core.errors import BackendError
 from infless_core.model import Configuration, FunctionSpec, Server
 from infless_profiler.measure import run_curve
-from infless_provider import bundles
+from infless_provider import bundles, log_files
 from infless_provider.backends import cgroups, process_logs, procfs
 from infless_provider.backends.base import Artifact, CurveOrder, Launch, Sight, Stage, Usage
 from infless_provider.backends.process_instance import END_S, HOST, ProcessInstance, Remains, bury, from_handle
@@ -203,7 +203,7 @@ class ProcessBackend:
         return self._place
 
     def _fork(self, launch: Launch, fds: tuple[int, int], folder: Path, group: Path | None) -> subprocess.Popen[bytes]:
-        log = process_logs.log_path(self._logs, launch.id, launch.function)
+        log = log_files.log_path(self._logs / launch.function, launch.id)
         process_logs.prune(log.parent, self._instances)
         files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         output = process_logs.open_log(log)
@@ -246,7 +246,7 @@ class ProcessBackend:
 
     def last_words(self, id_: str, function: str) -> str:
         """See `Backend.last_words`; how it ended, when its log says nothing."""
-        words = process_logs.last_words(process_logs.log_path(self._logs, id_, function))
+        words = process_logs.last_words(log_files.log_path(self._logs / function, id_))
         instance = self._instances.get(id_)
         return words or (instance.how_ended if instance is not None else "")
 

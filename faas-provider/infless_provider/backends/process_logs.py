@@ -1,4 +1,4 @@
-"""Log files of local instances: where they are, how many are kept, and what the newest lines say of an end."""
+"""Log files of instances: how many are kept, and what the newest lines say of an end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Container, Sequence
 from pathlib import Path
+
+from infless_provider.log_files import end_of, rotated
 
 LOGS_KEPT = 20
 """Log files of ended instances that are kept for a function: a day of scaling, and no disk full of small files."""
@@ -18,11 +20,6 @@ _TOLD = re.compile(r"ERROR|infless-watchdog:|was sent SIG|MemoryError|bad_alloc"
 _AFTERWORDS = re.compile(r"Shutting down: Master|Reason: |exited with code 3\.")
 """What gunicorn adds to a reason that was told before (3: the worker itself gave up, having said why)."""
 _HEAD = re.compile(r"^\[[^]]*\] \[\d+\] \[[A-Z]+\] ")
-
-
-def log_path(folder: Path, id_: str, function: str) -> Path:
-    """An instance's log file; a full one is put aside as `.log.1`."""
-    return folder / function / f"{id_}.log"
 
 
 def open_log(path: Path) -> int:
@@ -46,7 +43,7 @@ def prune(folder: Path, running: Container[str]) -> None:
     ended.sort(key=lambda one: one[0].st_mtime, reverse=True)
     kept_bytes = 0
     for place, (stat, path) in enumerate(ended):
-        full = path.with_suffix(".log.1")
+        full = rotated(path)
         kept_bytes += stat.st_size + (full.stat().st_size if full.exists() else 0)
         if place >= LOGS_KEPT or (place > 0 and kept_bytes > LOGS_KEPT_BYTES):
             path.unlink(missing_ok=True)
@@ -57,18 +54,12 @@ def last_words(path: Path) -> str:
     """The newest line of a log that says why its instance ended; empty when there is none."""
     lines = _tail(path)
     if len(lines) < _LAST_LINES:  # it was put aside just before
-        lines = [*_tail(path.with_suffix(".log.1")), *lines]
+        lines = [*_tail(rotated(path)), *lines]
     return _words(lines[-_LAST_LINES:])
 
 
 def _tail(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _LAST_BYTES))
-            return file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
+    return end_of(path, _LAST_BYTES).decode(errors="replace").splitlines()
 
 
 def _words(lines: Sequence[str]) -> str:

@@ -92,7 +92,7 @@ class Autoscaler:
 
     async def _replan(self) -> None:
         alive = self._controller.functions
-        functions = dict(alive)
+        functions = self._awake(self._clock.now_s())
         versions = {key: function.version for key, function in functions.items()}
         problem = self._problem(functions)
         memory = self._memory
@@ -104,11 +104,16 @@ class Autoscaler:
             return
         self._settle(problem, made)
 
+    def _awake(self, now_s: float) -> dict[str, FunctionState]:
+        """Functions that run, are asked for, or are to run. There may be thousands of others, and one event loop."""
+        functions = self._controller.functions
+        return {key: f for key, f in functions.items() if not f.sleeps() or f.least(now_s) > 0}
+
     def _settle(self, problem: Problem, made: Plan) -> None:
         """Execute a plan."""
         self.last_plan = made
         now_s = self._clock.now_s()
-        alive = self._controller.functions
+        alive = self._awake(now_s)
         rates_rps = {demand.id: demand.rate_rps for demand in problem.functions}
         for key, function in alive.items():
             function.planned_rps = rates_rps.get(key, 0.0)

@@ -22,11 +22,12 @@ from infless_provider.backends.base import Backend
 from infless_provider.bundles import profile_key
 from infless_provider.fleet import Fleet
 from infless_provider.functions import FunctionState, Instance, check_target
+from infless_provider.housekeeping import Housekeeping
 from infless_provider.namespaces import Namespaces
 from infless_provider.profiling import Profiles
 from infless_provider.secret_store import SecretStore
 from infless_provider.settings import Settings
-from infless_provider.state import State, StoredFunction, Version, in_use
+from infless_provider.state import State, StoredFunction, Version
 
 LOG = logging.getLogger("infless.controller")
 _T = TypeVar("_T")
@@ -59,30 +60,40 @@ class Controller:
         self._profiles = profiles
         self._secrets = secrets
         self._busy: set[str] = set()
-        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deploy")
+        self._unserved: list[StoredFunction] = []
+        self._housekeeping = Housekeeping(
+            self._everything,
+            lambda: [(i.function, i.version) for i in self.fleet.instances.values()],
+            secrets,
+            backend,
+            settings.logs_dir,
+        )
+        # Most of them wait: for a registry, or for their turn to be timed.
+        self._threads = ThreadPoolExecutor(max_workers=32, thread_name_prefix="deploy")
 
     async def restore(self) -> None:
         """After a start: functions from the state, instances that still run. Nothing is timed here: that may hang."""
         self.namespaces.restore()
-        everything = self._state.functions()
-        for stored in everything:
+        for stored in self._state.functions():
             try:
                 wishes = self._wishes(stored.spec)
             except InflessError as fault:  # one damaged function must not keep the others from running
                 LOG.error("%s stays in the state and is not served: %s", stored.key, fault)  # noqa: TRY400
+                self._unserved.append(stored)
                 continue
             self._install(stored, wishes, self._kept_profile(stored.version, wishes))
         self.fleet.adopt(self.functions)
         for function in self.functions.values():
             # What slept goes on sleeping.
             function.wanted_at_s = self.clock.now_s() if function.instances else -math.inf
-        running = [(i.function, i.version) for i in self.fleet.instances.values()]
-        await asyncio.to_thread(self._tidy, *in_use(everything, running))
+        if self._state.left_out:
+            LOG.error("nothing is cleared up: %d rows of the state cannot be read", self._state.left_out)
+            self._housekeeping.close()
+        else:
+            await self._housekeeping.now()
 
-    def _tidy(self, versions: dict[str, set[str]], artifacts: set[str] | None) -> None:
-        self._secrets.sweep(versions)
-        if artifacts is not None:
-            self.backend.tidy(artifacts)
+    def _everything(self) -> list[StoredFunction]:
+        return [*self._unserved, *(function.stored for function in self.functions.values())]
 
     def _kept_profile(self, version: Version, wishes: Wishes) -> tuple[ProfilePoint, ...]:
         """Without a profile a function is served all the same: its speed is learned from its answers."""
@@ -127,21 +138,16 @@ class Controller:
             raise Conflict(f"function {spec.name!r} is being deployed by another request")
         self._busy.add(spec.key)
         try:
-            self.namespaces.require(spec.namespace)
             wishes = self._wishes(spec)
-            await self._run(self._check_secrets, spec, wishes)
-            version = await self._run(self._version, spec, wishes)
-            profile = await self._run(self._profile, version, wishes)
-            check_target(spec, wishes, profile)
-            await self._run(self._secrets.mount, spec.key, version.id, spec.namespace, spec.secrets)
-            self.namespaces.require(spec.namespace)  # it may have been removed meanwhile
-            function = self.functions.get(spec.key)
-            stored = (
-                function.stored.updated(version)
-                if function
-                else StoredFunction(version=version, created_at_s=self.clock.wall_s())
-            )
-            self._state.put_function(stored)
+            async with self._housekeeping.deployment():
+                version, profile = await self._fetch(spec, wishes)
+                function = self.functions.get(spec.key)
+                stored = (
+                    function.stored.updated(version)
+                    if function
+                    else StoredFunction(version=version, created_at_s=self.clock.wall_s())
+                )
+                self._state.put_function(stored)
         finally:
             self._busy.discard(spec.key)
         told = function.wishes if function else wishes
@@ -156,6 +162,17 @@ class Controller:
             self._tell_wishes(function)
         self._instance_changed(function.key)  # taken back by hand: nobody waits for what was starting instead
         self.on_dirty()
+
+    async def _fetch(self, spec: FunctionSpec, wishes: Wishes) -> tuple[Version, tuple[ProfilePoint, ...]]:
+        """All that may fail before a version is deployed. Its secrets come early: it may read them when it is timed."""
+        self.namespaces.require(spec.namespace)
+        await self._run(self._check_secrets, spec, wishes)
+        version = await self._run(self._version, spec, wishes)
+        await self._run(self._secrets.mount, spec.key, version.id, spec.namespace, spec.secrets)
+        profile = await self._run(self._profile, version, wishes)
+        check_target(spec, wishes, profile)
+        self.namespaces.require(spec.namespace)  # it may have been removed meanwhile
+        return version, profile
 
     def _tell_wishes(self, function: FunctionState) -> None:
         """Instances that go on running under an update of labels alone learn of the new target and batch size."""
@@ -175,6 +192,7 @@ class Controller:
     def close(self) -> None:
         """Give threads back; a measurement under way ends."""
         self._profiles.cancel()
+        self._housekeeping.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _check_secrets(self, spec: FunctionSpec, wishes: Wishes) -> None:
@@ -218,14 +236,8 @@ class Controller:
         function.wake()
         for instance in list(function.instances.values()):
             self.fleet.drain(instance, "its function was removed")
-        self._forget_secrets(function.key)
+        self._housekeeping.soon()
         self.on_removed(function.key)
-
-    def _forget_secrets(self, key: str) -> None:
-        """Once nothing of a removed function runs any more."""
-        running = any(instance.function == key for instance in self.fleet.instances.values())
-        if key not in self.functions and key not in self._busy and not running:
-            self._secrets.unmount(key)
 
     async def scale(self, name: str, namespace: object, replicas: int) -> None:
         """POST /system/scale-function: the least number of instances from now on; the planner may run more.
@@ -356,6 +368,7 @@ class Controller:
         """An instance of this version has been ready: there is nothing to go back for."""
         try:
             self._store(function, replace(function.stored, proven=True, previous=None))
+            self._housekeeping.soon()
         except StateError as fault:
             LOG.warning("%s: %s", function.key, fault)  # told again when the next one is ready
 
@@ -383,8 +396,8 @@ class Controller:
 
     def _instance_ended(self, instance: Instance, phase: Phase, words: str) -> None:
         function = self.functions.get(instance.function)
+        self._housekeeping.soon()
         if function is None:
-            self._forget_secrets(instance.function)
             return
         function.instances.pop(instance.id, None)
         if phase is Phase.STARTING and instance.version == function.version:

@@ -27,8 +27,11 @@ WATCH_S = 0.1
 """How often starting instances are asked whether they are ready."""
 _EVERYONE_EACH = 10
 """Those that serve are looked at each so many times, should a backend's event be lost."""
-DRAIN_GRACE_S = 5.0
-"""Beyond the longest invocation (`Settings.invoke_timeout_s`)."""
+STREAM_MAX_S = 3600.0
+"""The longest time that an instance which is to go may stay for an answer in pieces. The proxy cuts silent ones long
+before; one that flows is let finish."""
+DRAIN_GRACE_S = 35.0
+"""How long an instance may take to end once it is asked to: of-watchdog's `write_timeout`, and a little."""
 LAST_ANSWERS_S = 1.5
 """An instance's worker notices within a second that its supervisor is gone, and ends."""
 
@@ -147,7 +150,7 @@ class Fleet:
         if instance.phase in (Phase.DRAINING, Phase.GONE):
             return
         instance.advance(Event.DRAIN)
-        instance.drain_until_s = self._clock.now_s() + self._settings.invoke_timeout_s + DRAIN_GRACE_S
+        instance.drain_until_s = self._clock.now_s() + STREAM_MAX_S
         self.record("stop", instance, reason)
         self.on_change(instance.function)
         self._end_when_idle(instance)
@@ -155,6 +158,7 @@ class Fleet:
     def _end_when_idle(self, instance: Instance) -> None:
         if not instance.asked_to_end and (instance.in_flight == 0 or self._closing):
             instance.asked_to_end = True
+            instance.drain_until_s = self._clock.now_s() + DRAIN_GRACE_S
             self._backend.terminate(instance.id)
 
     def check(self, instance: Instance) -> None:
@@ -205,7 +209,7 @@ class Fleet:
         elif instance.phase is Phase.DRAINING:
             self._end_when_idle(instance)
             if now_s > instance.drain_until_s:
-                LOG.warning("%s is still busy after the longest invocation; killed", instance.id)
+                LOG.warning("%s did not come to its end in time; killed", instance.id)
                 self._backend.kill(instance.id)
 
     def _found(self, instance: Instance, address: Address) -> None:

@@ -182,6 +182,8 @@ class FunctionState:
 
     def current(self) -> list[Instance]:
         """Starting and ready instances of the newest version, by id."""
+        if not self.instances:
+            return []
         version = self.version
         return [i for i in self.undrained() if i.version == version]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from prometheus_client import (
     CollectorRegistry,
@@ -43,16 +45,6 @@ class Metrics:
         self._seconds = Histogram(
             "gateway_functions_seconds", "Arrival to answer.", by_code, buckets=_SECONDS, registry=self.registry
         )
-        self._count = Gauge("gateway_service_count", "Wanted instances.", ("function_name",), registry=self.registry)
-        self._ready = Gauge(
-            "infless_instances", "Instances by phase.", ("function_name", "phase"), registry=self.registry
-        )
-        self._rate = Gauge(
-            "infless_arrival_rate_rps", "Arriving requests per second.", ("function_name",), registry=self.registry
-        )
-        self._target = Gauge(
-            "infless_latency_target_seconds", "The stated target.", ("function_name",), registry=self.registry
-        )
         self._within = Counter(
             "infless_within_target", "Answers within the latency target.", ("function_name",), registry=self.registry
         )
@@ -81,8 +73,9 @@ class Metrics:
         self._control_total = Counter(
             "provider_http_requests", "Control calls answered.", ("code", "method", "path"), registry=self.registry
         )
-        self._queue = _QueueCollector()
-        self.registry.register(self._queue)
+        self._collector = _Collector()
+        self.registry.register(self._collector)
+        self._rendering = threading.Lock()
         # To look a child up by its labels takes a microsecond or two each.
         self._started_of: dict[str, Counter] = {}
         self._answered_of: dict[tuple[str, int], tuple[Counter, Histogram, Counter]] = {}
@@ -129,36 +122,97 @@ class Metrics:
         """Keep whether a source of execution times answers."""
         self._source_up.labels(source).set(up)
 
-    def text(self, functions: Mapping[str, FunctionState], queue: AsyncStats, now_s: float) -> bytes:
-        """Prometheus text format."""
-        self._queue.stats = queue
-        for gauge in (self._count, self._ready, self._rate, self._target):
-            gauge.clear()
-        for key, function in functions.items():
-            self._count.labels(key).set(function.wanted(now_s))
-            self._rate.labels(key).set(function.estimate.rate_rps)
-            self._target.labels(key).set(function.wishes.latency_target_s)
-            for phase in (Phase.STARTING, Phase.READY, Phase.DRAINING):
-                count = sum(1 for i in function.instances.values() if i.phase is phase)
-                self._ready.labels(key, phase.value).set(count)
-        return generate_latest(self.registry)
+    def forget(self, function: str) -> None:
+        """Drop what was counted of a function that is gone: callers could make it grow for ever."""
+        self._started_of.pop(function, None)
+        for key in [key for key in self._answered_of if key[0] == function]:
+            del self._answered_of[key]
+        for metric in (self._total, self._started, self._seconds, self._within, self._factor, self._drift):
+            for labels in [labels for labels in metric._metrics if labels[0] == function]:
+                metric.remove(*labels)
+
+    def text(self, now: Sample) -> bytes:
+        """Prometheus text format. Takes tenths of a second for a thousand functions: not for the event loop."""
+        with self._rendering:
+            self._collector.now = now
+            return generate_latest(self.registry)
 
 
-class _QueueCollector(Collector):
-    """The books of the queue, as they were last told."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionSample:
+    """What is told of a function."""
+
+    key: str
+    wanted: int
+    rate_rps: float
+    target_s: float
+    phases: tuple[int, int, int]
+    """Instances that start, serve, drain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What only the event loop knows, at one moment."""
+
+    functions: tuple[FunctionSample, ...] = ()
+    queue: AsyncStats = field(default_factory=lambda: AsyncStats(functions=(), in_flight=0, callbacks_in_flight=0))
+    turned_away: int = 0
+    """Connections that found no room."""
+
+
+def sample(functions: Iterable[FunctionState], queue: AsyncStats, turned_away: int, now_s: float) -> Sample:
+    """Look at everything; quick."""
+    found = []
+    for function in functions:
+        phases = [i.phase for i in function.instances.values()]
+        found.append(
+            FunctionSample(
+                key=function.key,
+                wanted=function.wanted(now_s),
+                rate_rps=function.estimate.rate_rps,
+                target_s=function.wishes.latency_target_s,
+                phases=(phases.count(Phase.STARTING), phases.count(Phase.READY), phases.count(Phase.DRAINING)),
+            )
+        )
+    return Sample(functions=tuple(found), queue=queue, turned_away=turned_away)
+
+
+class _Collector(Collector):
+    """Gauges of functions, and the books of the queue."""
 
     def __init__(self) -> None:
-        self.stats = AsyncStats(functions=(), in_flight=0, callbacks_in_flight=0)
+        self.now = Sample()
 
     def collect(self) -> Iterator[Metric]:
         """As families of Prometheus."""
+        yield from self._functions()
+        yield from self._queue()
+        yield CounterMetricFamily(
+            "infless_connections_turned_away", "Connections that found no room.", value=self.now.turned_away
+        )
+
+    def _functions(self) -> Iterator[Metric]:
+        by_function = ("function_name",)
+        count = GaugeMetricFamily("gateway_service_count", "Wanted instances.", labels=by_function)
+        phases = GaugeMetricFamily("infless_instances", "Instances by phase.", labels=("function_name", "phase"))
+        rate = GaugeMetricFamily("infless_arrival_rate_rps", "Arriving requests per second.", labels=by_function)
+        target = GaugeMetricFamily("infless_latency_target_seconds", "The stated target.", labels=by_function)
+        for one in self.now.functions:
+            count.add_metric([one.key], one.wanted)
+            rate.add_metric([one.key], one.rate_rps)
+            target.add_metric([one.key], one.target_s)
+            for phase, instances in zip((Phase.STARTING, Phase.READY, Phase.DRAINING), one.phases, strict=True):
+                phases.add_metric([one.key, phase.value], instances)
+        yield from (count, phases, rate, target)
+
+    def _queue(self) -> Iterator[Metric]:
         by_outcome, by_function = ("function_name", "outcome"), ("function_name",)
         calls = CounterMetricFamily("infless_async_calls", "Queued calls by what became of them.", labels=by_outcome)
         callbacks = CounterMetricFamily("infless_async_callbacks", "Results sent, or given up.", labels=by_outcome)
         waiting = GaugeMetricFamily("infless_async_waiting", "Queued calls that are not done.", labels=by_function)
         size = GaugeMetricFamily("infless_async_waiting_bytes", "Bodies of those.", labels=by_function)
         age = GaugeMetricFamily("infless_async_oldest_age_seconds", "Age of the oldest of those.", labels=by_function)
-        for one in self.stats.functions:
+        for one in self.now.queue.functions:
             for outcome in ("accepted", "done", "failed", "cancelled", "retried", "refused"):
                 calls.add_metric([one.function, outcome], getattr(one, outcome))
             callbacks.add_metric([one.function, "ok"], one.callbacks_ok)
@@ -167,7 +221,7 @@ class _QueueCollector(Collector):
             size.add_metric([one.function], one.waiting_bytes)
             age.add_metric([one.function], one.oldest_age_s)
         yield from (calls, callbacks, waiting, size, age)
-        yield GaugeMetricFamily("infless_async_in_flight", "Queued calls that run.", value=self.stats.in_flight)
+        yield GaugeMetricFamily("infless_async_in_flight", "Queued calls that run.", value=self.now.queue.in_flight)
         yield GaugeMetricFamily(
-            "infless_async_callbacks_in_flight", "Results on their way.", value=self.stats.callbacks_in_flight
+            "infless_async_callbacks_in_flight", "Results on their way.", value=self.now.queue.callbacks_in_flight
         )

@@ -44,9 +44,9 @@ STATUS: dict[type[InflessError], int] = {
     BackendError: 422,  # while deploying: the function itself cannot be loaded or run
     PlanRejected: 500,
 }
-DEPLOY_TIMEOUT_S = 300.0
-"""For one that pulls an image and times it."""
-_OPEN = frozenset({"/healthz", "/metrics", "/api/v1/query"})
+WORK_TIMEOUT_S = 300.0
+"""For a deployment that pulls an image and times it. One that takes longer goes on without whoever asked for it."""
+_OPEN = frozenset({"/metrics", "/api/v1/query"})
 """A gateway and a Prometheus send no credentials there; what they learn is how often functions are invoked."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing (RFC 9110, section 9.2.1)."""
@@ -61,8 +61,8 @@ class Parts:
     tenants: Tenants
     problem: Callable[[], Awaitable[Problem]]
     """What is planned for now."""
-    metrics: Callable[[], Awaitable[bytes]]
-    """Prometheus text."""
+    metrics: Callable[[], bytes]
+    """Prometheus text; called in a control thread."""
     observe: Callable[[int, str, str, float], None] = lambda *_: None
     """Told status, method, route and seconds of each answer; called in a control thread."""
 
@@ -79,7 +79,7 @@ def build_app(parts: Parts, loop: asyncio.AbstractEventLoop, credentials: auth.C
     app.response_class = _PlainResponse
 
     def do(work: Awaitable[_T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(_as_coroutine(work), loop).result(DEPLOY_TIMEOUT_S)
+        return asyncio.run_coroutine_threadsafe(_as_coroutine(work), loop).result(WORK_TIMEOUT_S)
 
     for verb, path, handler in _rules(_Functions(parts, do), _Tenants(parts.tenants, do), _About(parts, do)):
         app.add_url_rule(path, f"{verb} {path}", handler, methods=[verb])
@@ -103,6 +103,7 @@ def build_app(parts: Parts, loop: asyncio.AbstractEventLoop, credentials: auth.C
         return response
 
     app.register_error_handler(InflessError, _told)
+    app.register_error_handler(TimeoutError, _still_at_it)
     app.register_error_handler(HTTPException, _http_error)
     return app
 
@@ -135,7 +136,6 @@ def _rules(
         ("GET", "/system/infless/problem", about.problem),  # ours: `infless plan --live`
         ("GET", "/system/infless/targets", about.targets),  # ours: Prometheus's HTTP service discovery
         ("GET", "/api/v1/query", about.query),  # what a gateway asks of Prometheus
-        ("GET", "/healthz", about.healthz),
         ("GET", "/metrics", about.metrics),
     )
 
@@ -284,13 +284,9 @@ class _About:
         counts = self._do(self._parts.views.invocations())
         return _json(prometheus_query.answer(request.args.get("query", ""), counts, time.time()))
 
-    def healthz(self) -> Response:
-        """The provider answers."""
-        return Response("OK", content_type="text/plain; charset=utf-8")
-
     def metrics(self) -> Response:
         """Prometheus text."""
-        return Response(self._do(self._parts.metrics()), content_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._parts.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _json(value: Any) -> Response:
@@ -315,6 +311,11 @@ async def _as_coroutine(work: Awaitable[_T]) -> _T:
 def _told(error: InflessError) -> Response:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     return _text(str(error), status)
+
+
+def _still_at_it(_: TimeoutError) -> Response:
+    sentence = f"this takes longer than {WORK_TIMEOUT_S:.0f} s and goes on; the provider's log says what comes of it"
+    return _text(sentence, 504)
 
 
 def _http_error(error: HTTPException) -> Response:

@@ -10,6 +10,7 @@ No value leaves this module but into files and `tokens`: none is listed, logged,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -123,21 +124,26 @@ class SecretStore:
         folder = self._mounted / function / version
         return folder if folder.is_dir() else None
 
-    def unmount(self, function: str) -> None:
-        """Remove the copies of a function that is gone."""
-        shutil.rmtree(self._mounted / function, ignore_errors=True)
-
     def sweep(self, versions: Mapping[str, Collection[str]]) -> None:
-        """After a start: remove copies that no function asks for any more, and what a crash left half written.
+        """Remove copies that no function asks for, and what a crash left half done: drafts, copies of an older value.
 
         Args:
             versions: by function, those that run or may be gone back to.
         """
-        for folder in self._mounted.glob("*/*"):
-            if folder.name not in versions.get(folder.parent.name, ()):
-                shutil.rmtree(folder, ignore_errors=True)
-        for draft in [*self._values.glob("*/.draft-*"), *self._mounted.glob("*/*/.draft-*")]:
-            draft.unlink(missing_ok=True)
+        with self._writing:
+            for folder in self._mounted.glob("*/*"):
+                if folder.name not in versions.get(folder.parent.name, ()):
+                    shutil.rmtree(folder, ignore_errors=True)
+            for function in self._mounted.glob("*"):
+                with contextlib.suppress(OSError):  # it is not empty
+                    function.rmdir()
+            for draft in [*self._values.glob("*/.draft-*"), *self._mounted.glob("*/*/.draft-*")]:
+                draft.unlink(missing_ok=True)
+            for copy in self._mounted.glob("*/*/*"):
+                namespace = copy.parent.parent.name.rpartition(".")[2]
+                value = self._values / namespace / copy.name
+                if value.is_file() and (new := value.read_bytes()) != copy.read_bytes():
+                    self._write(copy, new, self._reader)
 
     def tokens(self, namespace: str, name: str) -> tuple[bytes, ...]:
         """The lines of a secret, each a token that opens a function.

@@ -26,7 +26,7 @@ from infless_provider.controller import Controller
 from infless_provider.feed import Feed, Source
 from infless_provider.functions import FunctionState
 from infless_provider.log_hub import LogHub
-from infless_provider.metrics import Metrics
+from infless_provider.metrics import Metrics, Sample, sample
 from infless_provider.profiling import Profiles
 from infless_provider.proxy import Proxy
 from infless_provider.routes import Parts, build_app
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 LOG = logging.getLogger("infless.provider")
-DRAIN_S = 10.0
-"""What Docker and systemd users expect at least between SIGTERM and the end."""
+STOP_S = 45.0
+"""What may follow when the last answer is out: callbacks that run, a backend's threads that end."""
 CONTROL_BODY_MAX_BYTES = 4 * 1024 * 1024
 """The largest control call is a secret of a mebibyte, sent as text and once more in base64."""
 
@@ -79,7 +79,7 @@ class Provider:
         tenants = Tenants(controller.namespaces, secrets, controller.functions_in)
         tenants.on_secret = controller.secret_changed
         self._log_hub = LogHub(settings.logs_dir, clock)
-        controller.on_removed = self._log_hub.end
+        controller.on_removed = self._removed
         self._queue = self._make_queue()
         parts = Parts(
             controller=controller,
@@ -117,14 +117,27 @@ class Provider:
             self._ours,
         )
 
+    def _removed(self, key: str) -> None:
+        self._log_hub.end(key)
+        self._metrics.forget(key)
+
     def route(self, exchange: Exchange) -> None:
         """Invocations, queued calls and log streams are asyncio; the rest of the control plane is Flask."""
         if exchange.path.startswith("/function/"):
             self._proxy(exchange)
+        elif exchange.path == "/healthz":  # whatever the control threads wait for
+            self._healthz(exchange)
         elif isinstance(exchange, StreamedExchange):
             self._spawn(self._gather(exchange))
         else:
             self._whole(exchange)
+
+    @staticmethod
+    def _healthz(exchange: Exchange) -> None:
+        if exchange.method in ("GET", "HEAD"):
+            exchange.respond(200, b"OK")
+        else:
+            exchange.text(405, f"{exchange.method} /healthz: use GET", [(b"allow", b"GET, HEAD")])
 
     async def _gather(self, exchange: StreamedExchange) -> None:
         """Control calls and queued ones are taken whole, within limits of their own, from those who may ask."""
@@ -167,8 +180,11 @@ class Provider:
         return admitted
 
     def _logs(self, exchange: Exchange) -> None:
-        if not self._admitted(exchange):
-            return
+        if self._admitted(exchange):
+            self._answer_logs(exchange)
+            self._metrics.control(exchange.status or 200, exchange.method, "/system/logs", 0.0)
+
+    def _answer_logs(self, exchange: Exchange) -> None:
         if exchange.method != "GET":
             exchange.text(405, f"{exchange.method} /system/logs: use GET", [(b"allow", b"GET")])
             return
@@ -182,8 +198,14 @@ class Provider:
         else:
             exchange.text(404, f"function {query.key!r} does not exist")
 
-    async def _metrics_text(self) -> bytes:
-        return self._metrics.text(self._controller.functions, self._queue.stats(), self._clock.now_s())
+    def _metrics_text(self) -> bytes:
+        """Called in a control thread: only the look at what the event loop owns is the loop's."""
+
+        async def look() -> Sample:
+            functions = self._controller.functions.values()
+            return sample(functions, self._queue.stats(), self._edge.turned_away, self._clock.now_s())
+
+        return self._metrics.text(asyncio.run_coroutine_threadsafe(look(), self._control.loop).result(10))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -198,11 +220,12 @@ class Provider:
         self._planning.cancel()
         self._feeding.cancel()
         fleet.close_door()
-        await asyncio.gather(self._log_hub.close(), self._queue.close())
         if graceful:
-            await self._edge.drain(DRAIN_S)
+            drained = self._edge.drain(self._settings.invoke_timeout_s)
+            await asyncio.gather(self._log_hub.close(), self._queue.close(), drained)
             self._controller.close()
         else:
+            await asyncio.gather(self._log_hub.close(), self._queue.close())
             self._controller.close()
             await fleet.end_all(timeout_s=5.0)
             await self._edge.drain(1.0)

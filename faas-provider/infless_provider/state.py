@@ -17,6 +17,8 @@ from infless_core.model import Configuration, FunctionSpec
 
 LOG = logging.getLogger("infless.state")
 _T = TypeVar("_T")
+BUSY_S = 0.25
+"""Nobody else writes while a provider runs. Whoever does, a backup, must not keep the event loop waiting for long."""
 _MIGRATIONS = (
     """
     CREATE TABLE function (
@@ -122,7 +124,7 @@ def in_use(
 
     Args:
         everything: all functions of the state.
-        running: function and version of each instance; the functions are among those.
+        running: function and version of each instance.
 
     Returns:
         Versions by function, and artifacts: None while a version runs that is in the state no more, as nobody knows
@@ -134,9 +136,9 @@ def in_use(
         kept = [one for one in (stored.version, stored.previous) if one is not None]
         versions[stored.key] = {one.id for one in kept}
         artifacts |= {one.artifact for one in kept}
-    older = [(function, version) for function, version in running if version not in versions[function]]
+    older = [(function, version) for function, version in running if version not in versions.get(function, ())]
     for function, version in older:
-        versions[function].add(version)
+        versions.setdefault(function, set()).add(version)
     return versions, None if older else artifacts
 
 
@@ -144,10 +146,12 @@ class State:
     """One connection, used on one thread. Each call is a transaction that is on disk when it returns."""
 
     def __init__(self, path: Path) -> None:
+        self.left_out = 0
+        """Rows that could not be read: nobody knows what they need."""
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)
         except (sqlite3.Error, OSError) as error:
             raise StateError(f"the state database {path} cannot be opened: {error}") from error
         try:
@@ -284,6 +288,7 @@ class State:
                 found.append(read(*row))
             except (ValueError, TypeError, KeyError, InvalidInput) as error:
                 LOG.error("%s cannot be read from %s and is left out: %r", row[0], self._path, error)  # noqa: TRY400
+                self.left_out += 1
         return found
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:

@@ -18,7 +18,7 @@ from infless_provider import auth
 from infless_provider.backends import procfs
 from infless_provider.backends.base import Stage
 from infless_provider.backends.choose import make_backend
-from infless_provider.service import DRAIN_S, Provider, tls_context
+from infless_provider.service import STOP_S, Provider, tls_context
 from infless_provider.settings import Settings
 from infless_provider.state import State
 from infless_watchdog.worker import ServiceApplication
@@ -27,6 +27,8 @@ PIDFILE = "provider.pid"
 BACKEND_FILE = "backend"
 KEEPALIVE_S = 120
 """A client that says nothing for so long is asked whether it still lives."""
+END_S = 10.0
+"""How long instances may take to end when all are told to."""
 ORPHAN_S = 5.0
 """How long the worker of a killed provider may take to end."""
 
@@ -55,7 +57,7 @@ def run(settings: Settings) -> None:
         lambda: Provider(settings),
         bind=[f"fd://{listener.detach()}"],
         pidfile=str(pidfile),
-        graceful_timeout=int(DRAIN_S) + 5,
+        graceful_timeout=int(settings.invoke_timeout_s + STOP_S),
         proc_name="infless-provider",
         when_ready=_one_worker_for_ever,
     ).run()
@@ -78,8 +80,8 @@ def _claim(settings: Settings) -> None:
     mark.write_text(f"{settings.backend}\n")
 
 
-def _lock(state_dir: Path) -> None:
-    """Hold the state folder until this process and its worker have ended."""
+def _lock(state_dir: Path) -> int:
+    """Hold the state folder until this process and its worker have ended, or the descriptor is closed."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -95,7 +97,7 @@ def _lock(state_dir: Path) -> None:
                 raise Conflict(f"another provider uses {state_dir}; choose another --state-dir") from None
             time.sleep(0.1)
         else:
-            return
+            return lock
 
 
 def _holder_runs(state_dir: Path) -> bool:
@@ -144,11 +146,19 @@ def down(state_dir: Path) -> int:
     pid = _provider_pid(state_dir)
     if pid is not None:
         os.kill(pid, signal.SIGINT)
-        _wait_gone(pid, DRAIN_S + 10)
+        _wait_gone(pid, END_S + 10)
     settings = Settings(state_dir=state_dir, bundles_dir=state_dir)
     if not settings.database.is_file():
         return 0
-    mark = state_dir / BACKEND_FILE
+    lock = _lock(state_dir)  # one that starts just now, or does not end, keeps what is its own
+    try:
+        return _end_left_of(settings)
+    finally:
+        os.close(lock)
+
+
+def _end_left_of(settings: Settings) -> int:
+    mark = settings.state_dir / BACKEND_FILE
     backend = mark.read_text().strip() if mark.is_file() else settings.backend
     return asyncio.run(_end_left(replace(settings, backend=backend)))
 
@@ -161,7 +171,7 @@ async def _end_left(settings: Settings) -> int:
     ]
     for id_ in running:
         backend.terminate(id_)
-    ends_s = time.monotonic() + DRAIN_S
+    ends_s = time.monotonic() + END_S
     while any(backend.see(id_).stage is not Stage.ENDED for id_ in running) and time.monotonic() < ends_s:
         await asyncio.sleep(0.05)
     for instance in state.instances():

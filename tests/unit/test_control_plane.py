@@ -64,11 +64,8 @@ def plane(tmp_path, monkeypatch, loop):
         async def problem():
             return Problem(servers=world.backend.servers, functions=())
 
-        async def metrics():
-            return b""
-
         return world, Parts(
-            controller=world.controller, views=world.views, tenants=tenants, problem=problem, metrics=metrics
+            controller=world.controller, views=world.views, tenants=tenants, problem=problem, metrics=bytes
         )
 
     async def end():

@@ -542,11 +542,13 @@ class TestSecrets:
         async def scenario():
             world.secret("key")
 
-            def removed_meanwhile(*_):
-                world.secrets.delete("openfaas-fn", "key")
-                return world.profiles.table
+            prepare = world.backend.prepare
 
-            monkeypatch.setattr(world.profiles, "points", removed_meanwhile)
+            def removed_meanwhile(spec):
+                world.secrets.delete("openfaas-fn", "key")
+                return prepare(spec)
+
+            monkeypatch.setattr(world.backend, "prepare", removed_meanwhile)
             with pytest.raises(InvalidInput, match="secrets: secret 'key' does not exist in namespace 'openfaas-fn'"):
                 await world.deploy(secrets=["key"])
             assert (world.controller.functions, world.state.functions()) == ({}, [])
@@ -682,8 +684,10 @@ def test_a_removed_functions_secrets_go_with_its_last_instance(world):
         function = await world.deploy("f", secrets=["key"])
         instance = await world.running(function)
         await world.controller.remove("f")
+        await world.controller._housekeeping.now()
         assert world.secrets.folder_of("f.openfaas-fn", function.version) is not None
         await world.ended(instance)
+        await world.controller._housekeeping.now()
         assert world.secrets.folder_of("f.openfaas-fn", function.version) is None
 
     asyncio.run(scenario())

@@ -21,7 +21,7 @@ from infless_profiler.scrape import Target
 from infless_provider import feed as feed_module
 from infless_provider.async_books import AsyncStats
 from infless_provider.feed import BLIND_TURNS, KEEP_S, Feed, in_thread, moved
-from infless_provider.metrics import Metrics
+from infless_provider.metrics import Metrics, sample
 
 KEY = "f.openfaas-fn"
 GRID = (prior(1, 0.01), prior(8, 0.04), prior(8, 0.025, cores=2))
@@ -218,7 +218,7 @@ def test_a_removed_function_is_forgotten(world: World) -> None:
         await world.controller.remove("f")
         await bench.turn()
         assert (bench.feed.observed.priors, bench.feed.observed.regimes) == ({}, {})
-        assert b'infless_profile_factor{batch="8"' not in bench.metrics.text({}, NO_QUEUE, 0.0)
+        assert b'infless_profile_factor{batch="8"' not in bench.metrics.text(sample([], NO_QUEUE, 0, 0.0))
 
     check(world, scenario)
 

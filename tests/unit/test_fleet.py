@@ -10,6 +10,7 @@ from infless_core.errors import StateError
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration
 from infless_provider import fleet
+from infless_provider.fleet import DRAIN_GRACE_S, STREAM_MAX_S
 from infless_provider.state import State
 
 SMALL = Configuration(batch=1, cpu_cores=1)
@@ -455,22 +456,36 @@ def test_draining_waits_for_what_was_sent(world):
     run(scenario())
 
 
-@pytest.mark.parametrize("invoke_timeout_s", [60.0, 600.0])
-def test_what_does_not_drain_is_killed(world, invoke_timeout_s):
-    """After the longest invocation that the provider was started for, and not before."""
-    world.settings = replace(world.settings, invoke_timeout_s=invoke_timeout_s)
-    world.controller.close()
-    world.controller = world.new_controller()
+def test_what_does_not_end_is_killed(world):
+    """A while after it was asked to, and not before."""
 
     async def scenario():
         one = await world.running(await world.deploy())
         world.fleet.drain(one, "test")
-        world.clock.advance(invoke_timeout_s + 4)
+        assert one.asked_to_end
+        world.clock.advance(DRAIN_GRACE_S - 1)
         await world.look(2)
         assert one.phase is Phase.DRAINING
         world.clock.advance(2)
         await world.look(2)
         assert (world.backend.running, one.phase) == ({}, Phase.GONE)
+
+    run(scenario())
+
+
+def test_an_answer_in_pieces_is_let_finish(world):
+    """An update does not cut a stream that flows; one that never ends is cut after an hour."""
+
+    async def scenario():
+        one = await world.running(await world.deploy())
+        one.in_flight = 1
+        world.fleet.drain(one, "test")
+        world.clock.advance(STREAM_MAX_S - 1)
+        await world.look(2)
+        assert (one.phase, one.asked_to_end) == (Phase.DRAINING, False)
+        world.clock.advance(2)
+        await world.look(2)
+        assert one.phase is Phase.GONE
 
     run(scenario())
 

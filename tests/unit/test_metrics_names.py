@@ -9,10 +9,11 @@ from infless_core.labels import Wishes
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration
 from infless_provider.async_books import AsyncStats, FunctionStats
-from infless_provider.metrics import Metrics
+from infless_provider.metrics import Metrics, sample
 from infless_scheduler.autoscale import RateEstimate
 
 CONTRACT = {
+    "infless_connections_turned_away": ("counter", set()),
     "gateway_function_invocation": ("counter", {"function_name", "code"}),
     "gateway_function_invocation_started": ("counter", {"function_name"}),
     "gateway_functions_seconds": ("histogram", {"function_name", "code"}),
@@ -50,7 +51,7 @@ def function():
     """A function with one ready instance that wants two."""
     ready = SimpleNamespace(phase=Phase.READY)
     return SimpleNamespace(
-        wanted=lambda now_s: 2, estimate=RateEstimate((4,), 4.0), wishes=Wishes(latency_target_s=0.2), instances={"a": ready}
+        key="f.openfaas-fn", wanted=lambda now_s: 2, estimate=RateEstimate((4,), 4.0), wishes=Wishes(latency_target_s=0.2), instances={"a": ready}
     )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def families():
     metrics.drifts("f.openfaas-fn", 0)
     metrics.source_up("prometheus", False)
     metrics.control(202, "POST", "/system/functions", 0.02)
-    text = metrics.text({"f.openfaas-fn": function()}, QUEUE, 0.0).decode()
+    text = metrics.text(sample([function()], QUEUE, 3, 0.0)).decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -144,7 +145,24 @@ def test_buckets_are_the_gateways(families):
 
 
 def test_a_removed_function_leaves_the_gauges():
-    """Counters stay, as Prometheus wants it."""
+    """At once, and the counters when the provider forgets it: callers could make them grow for ever."""
     metrics = Metrics()
-    metrics.text({"f.n": function()}, QUEUE, 0.0)
-    assert b'gateway_service_count{function_name="f.n"}' not in metrics.text({}, NO_QUEUE, 0.0)
+    metrics.text(sample([function()], QUEUE, 0, 0.0))
+    assert b'gateway_service_count{function_name="f.openfaas-fn"}' not in metrics.text(sample([], NO_QUEUE, 0, 0.0))
+
+
+def test_what_was_counted_of_a_removed_function_goes():
+    """Of that function alone; should it come back, it begins anew."""
+    metrics = Metrics()
+    for key in ("f.n", "g.n"):
+        metrics.started(key)
+        metrics.answered(key, 200, 0.1, 1.0)
+        metrics.drifts(key, 1)
+    metrics.profiled({"f.n": {Configuration(batch=1, cpu_cores=1): 2.0}, "g.n": {}})
+    metrics.forget("f.n")
+    text = metrics.text(sample([], NO_QUEUE, 0, 0.0))
+    assert b"f.n" not in text
+    assert text.count(b'function_name="g.n"') > 10
+    metrics.answered("f.n", 200, 0.1, 1.0)
+    found = metrics.text(sample([], NO_QUEUE, 0, 0.0))
+    assert b'gateway_function_invocation_total{code="200",function_name="f.n"} 1.0' in found

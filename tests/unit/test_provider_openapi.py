@@ -25,6 +25,7 @@ ON_THE_LOOP = {
     "/async-function/{name}": {"post"},
     "/async-function/{name}/{path}": {"post", "delete"},
     "/system/logs": {"get"},
+    "/healthz": {"get"},
 }
 """What `service.Provider` answers without Flask."""
 OPEN = {"/healthz", "/metrics", "/api/v1/query"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from infless_core.clock import Clock
 from infless_core.model import Configuration, ProfilePoint
@@ -80,6 +81,8 @@ class Profiles:
         environment: Mapping[str, str],
         batch_max: int,
         progress: Callable[[str], None] = lambda _: None,
+        secrets: Path | None = None,
+        memory_bytes: int = 0,
     ) -> tuple[ProfilePoint, ...]:
         """Kept points of a function, else newly measured ones; empty when it cannot be timed.
 
@@ -89,16 +92,29 @@ class Profiles:
             environment: the function's own variables.
             batch_max: its largest batch.
             progress: told what is being measured.
+            secrets: a folder with a file for each of its secrets; None when it has none.
+            memory_bytes: what its instances may use; 0 is no limit.
 
         Raises:
             BackendError: the function cannot be loaded, or fails on its own example.
             StateError: the database cannot be used.
         """
+        kept = self.kept(key, batch_max)
+        if kept is not None:
+            return kept  # who is known need not wait for somebody else's measurement
         with self._measuring:
-            kept = self.kept(key, batch_max)
+            kept = self.kept(key, batch_max)  # somebody may have measured the same meanwhile
             if kept is not None:
                 return kept
-            found = self.measure(key, artifact, environment, batch_sizes(batch_max), progress)
+            found = self.measure(
+                key,
+                artifact,
+                environment,
+                batch_sizes(batch_max),
+                progress,
+                secrets=secrets,
+                memory_bytes=memory_bytes,
+            )
         return self._corrected(key, self._usable(found, batch_max))
 
     def _usable(self, found: Iterable[Measurement], batch_max: int) -> tuple[Prior, ...]:
@@ -120,6 +136,9 @@ class Profiles:
         batches: Sequence[int],
         progress: Callable[[str], None] = lambda _: None,
         budget_s: float = BUDGET_S,
+        *,
+        secrets: Path | None = None,
+        memory_bytes: int = 0,
     ) -> list[Measurement]:
         """Time a function now and keep the result.
 
@@ -130,6 +149,8 @@ class Profiles:
             batches: batch sizes.
             progress: told what is being measured.
             budget_s: seconds of timing for each core count.
+            secrets: a folder with a file for each of its secrets; None when it has none.
+            memory_bytes: what its instances may use; 0 is no limit.
 
         Returns:
             Measurements; none when it has no example to be timed with, or holds no watchdog of ours.
@@ -147,6 +168,8 @@ class Profiles:
                     batches=batches,
                     cpu_cores=cpu_cores,
                     budget_s=budget_s,
+                    memory_bytes=memory_bytes,
+                    secrets=secrets,
                     cancelled=self._cancelled.is_set,
                 )
             )

@@ -134,6 +134,7 @@ def run_curve(
     cpus: Collection[int],
     budget_s: float,
     cancelled: Callable[[], bool] = lambda: False,
+    launcher: Sequence[str] = (),
 ) -> str:
     """Run a bundle's watchdog once with `--curve`, in a child that is pinned to the cores it would get.
 
@@ -144,6 +145,7 @@ def run_curve(
         cpus: the numbers of those cores.
         budget_s: seconds of timing, start not included.
         cancelled: asked several times a second; True ends the child.
+        launcher: what comes before its command: sets limits on itself, and then becomes it.
 
     Returns:
         What it printed: one JSON object a line, and what the user's code prints in between.
@@ -153,6 +155,7 @@ def run_curve(
             was cancelled.
     """
     command = [
+        *launcher,
         sys.executable, "-m", "infless_watchdog", "--curve", ",".join(map(str, batches)), "--budget-s", str(budget_s),
     ]  # fmt: skip
     env = {**child_environment(bundle, environment), "cpu_cores": str(len(cpus))}

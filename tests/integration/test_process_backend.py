@@ -622,13 +622,56 @@ def test_timing_has_a_folder_that_is_found_again(backend, launch, tmp_path):
     assert list((tmp_path / "state" / "tmp").iterdir()) == []
 
 
+def timing(artifact, **more):
+    """An order for one batch on one core."""
+    return CurveOrder(artifact=artifact, environment={}, batches=(1,), cpu_cores=1, budget_s=0.1, **more)
+
+
+def test_timing_sees_the_secrets(backend, launch, tmp_path):
+    """Where an instance would look for them; without secrets it is not told of any."""
+    (tmp_path / "key").write_text("s3cret")
+    script = "import os, pathlib\nprint(pathlib.Path(os.environ['secret_mount_path'], 'key').read_text())"
+    assert backend.curve(timing(launch(script).artifact, secrets=tmp_path)) == "s3cret\n"
+    script = "import os\nprint('secret_mount_path' in os.environ)"
+    assert backend.curve(timing(launch(script).artifact)) == "False\n"
+
+
+@needs_cgroups
+def test_timing_has_the_memory_limit_of_an_instance(make, launch):
+    """What an instance would be killed for is not deployed, and says why; its group is gone, as the one that fits."""
+    backend = make()
+    with pytest.raises(BackendError, match=r"it needed more than its memory limit of 64 MiB; raise limits.memory"):
+        backend.curve(timing(launch(HOG).artifact, memory_bytes=MEMORY_BYTES))
+    assert backend.curve(timing(launch("print('fits')").artifact, memory_bytes=MEMORY_BYTES)) == "fits\n"
+    assert cgroups.strays(backend._limits(), backend._prefix) == []
+
+
+def test_timing_has_a_memory_limit_without_cgroups(make, launch, monkeypatch):
+    """Its data is limited, as an instance's is then."""
+    monkeypatch.setattr(cgroups, "find", lambda _: None)
+    with pytest.raises(BackendError, match="MemoryError"):
+        make().curve(timing(launch(HOG).artifact, memory_bytes=MEMORY_BYTES))
+
+
+def test_timing_without_its_limit_is_refused(make, launch, tmp_path, monkeypatch):
+    """Rather than run without one."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/sys/fs/cgroup/x")
+
+    monkeypatch.setattr(cgroups, "make", full)
+    backend = make()
+    backend._place, backend._placed = cgroups.Place(version=2, mount=tmp_path, path=tmp_path), True
+    with pytest.raises(BackendError, match="its memory cannot be limited: /sys/fs/cgroup/x: No space left on device"):
+        backend.curve(timing(launch().artifact, memory_bytes=MEMORY_BYTES))
+
+
 def test_no_room_for_a_temporary_folder(backend, launch, tmp_path):
     """One of our errors: the deployment is refused, and may be tried again."""
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "tmp").touch()
-    order = CurveOrder(artifact=launch().artifact, environment={}, batches=(1,), cpu_cores=1, budget_s=0.1)
     with pytest.raises(BackendError, match="no temporary folder can be made: .*tmp: File exists"):
-        backend.curve(order)
+        backend.curve(timing(launch().artifact))
 
 
 # a day of scaling ----------------------------------------------------------------------------------------------------

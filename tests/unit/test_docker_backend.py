@@ -276,6 +276,24 @@ def test_a_timing_prints_and_is_removed(tmp_path):
         assert len(world.engine.done) == made
 
 
+def test_a_timing_that_needs_too_much_memory_says_so(tmp_path, monkeypatch):
+    """The kernel ends it without a word of its own."""
+    with opened(tmp_path) as (world, _):
+        engine = world.engine
+
+        def killed(container, _):
+            engine.boxes[container] = replace(
+                engine.boxes[container], running=False, exit_code=137, out_of_memory=True, memory_bytes=64 << 20
+            )
+            return 137
+
+        monkeypatch.setattr(engine, "wait", killed)
+        order = CurveOrder(artifact=OURS.id, environment={}, batches=[1], cpu_cores=1, budget_s=0.1)
+        with pytest.raises(BackendError, match="it needed more memory than its limit, 64 MiB"):
+            world.backend.curve(order)
+        assert engine.boxes == {}
+
+
 def test_a_backend_that_was_not_opened_closes(tmp_path):
     """After an engine that did not answer."""
     world = Opened(tmp_path)

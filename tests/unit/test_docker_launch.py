@@ -120,13 +120,23 @@ def test_images_of_others():
 
 
 def test_a_timing_has_no_network():
-    """And the same limits."""
-    order = CurveOrder(artifact="sha256:1", environment={"x": "y"}, batches=[1, 4], cpu_cores=2, budget_s=1.5)
+    """And the same limits and secrets as an instance."""
+    order = CurveOrder(
+        artifact="sha256:1", environment={"x": "y"}, batches=[1, 4], cpu_cores=2, budget_s=1.5, memory_bytes=5 << 20,
+        secrets=Path("/s"),
+    )  # fmt: skip
     config = curve_config(order, OURS, (0, 1), SITE, "token")
+    instance = instance_config(a_launch(memory_bytes=5 << 20, secrets=Path("/s")), OURS, (0, 1), SITE)
+    for limit in ("Memory", "MemorySwap", "Mounts"):
+        assert config["HostConfig"][limit] == instance["HostConfig"][limit]
+    bare = curve_config(replace(order, memory_bytes=0, secrets=None), OURS, (0,), SITE, "token")["HostConfig"]
+    assert (bare["Memory"], bare["Mounts"]) == (0, [])
     assert config["HostConfig"]["NetworkMode"] == "none"
     assert config["HostConfig"]["CapDrop"] == ["ALL"]
     assert config["Cmd"] == ["python", "-m", "infless_watchdog", "--curve", "1,4", "--budget-s", "1.5"]
-    assert variables(config) == {"x": "y", "cpu_cores": "2", "PYTHONUNBUFFERED": "1"}
+    assert variables(config) == {
+        "x": "y", "cpu_cores": "2", "PYTHONUNBUFFERED": "1", "secret_mount_path": "/var/openfaas/secrets",
+    }  # fmt: skip
     assert "com.infless.instance" not in config["Labels"]
 
 

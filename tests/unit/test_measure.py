@@ -43,6 +43,20 @@ def run(bundle, cores=(1,), cancelled=lambda: False, **more):
     return measure_function(curve, batches=(1, 2), cores=cores, **more)
 
 
+def test_a_launcher_comes_before_the_command(bundle):
+    """It may limit itself, and then becomes the command; when it cannot, that is what is told."""
+    folder = bundle("print(os.environ['limited'])")
+
+    def curve(script):
+        return run_curve(
+            folder, {}, (1,), [min(os.sched_getaffinity(0))], 0.01, launcher=["/bin/sh", "-c", script, "sh"]
+        )
+
+    assert curve('limited=yes exec "$@"') == "yes\n"
+    with pytest.raises(BackendError, match="no such limit"):
+        curve("echo no such limit >&2; exit 126")
+
+
 @pytest.mark.parametrize(
     ("largest", "sizes"), [(1, (1,)), (2, (1, 2)), (12, (1, 2, 4, 8, 12)), (32, (1, 2, 4, 8, 16, 32))]
 )

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from infless_core.model import Configuration
+from infless_core.model import Configuration, FunctionSpec
 from infless_provider.backends import procfs
 from infless_provider.backends.base import Launch
+from infless_provider.backends.process import ProcessBackend
 from infless_provider.backends.process_instance import ProcessInstance, from_handle
 from infless_provider.backends.process_launch import command_line, environment
 from infless_provider.backends.process_logs import LOGS_KEPT, LOGS_KEPT_BYTES, last_words, open_log, prune
+from infless_provider.bundles import write_manifest
 from infless_provider.log_files import log_path
 
 MIB = 1024 * 1024
@@ -93,6 +95,27 @@ def test_settings_win_over_the_functions_own_variables():
 def test_without_a_gpu_or_secrets_nothing_is_said_of_them():
     """A function may still ask for a device by itself."""
     assert not {"CUDA_VISIBLE_DEVICES", "gpu_percent", "model_device", "secret_mount_path"} & set(variables())
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"read_only_root_filesystem": True}, ["readOnlyRootFilesystem"]),
+        ({"env_process": "serve --now"}, ["envProcess"]),
+        ({"read_only_root_filesystem": True, "env_process": "x"}, ["readOnlyRootFilesystem", "envProcess"]),
+        ({}, []),
+    ],
+)
+def test_what_has_no_effect_is_told_when_it_is_deployed(tmp_path, caplog, asked, told):
+    """Once for each field, with the function's name."""
+    backend = ProcessBackend((0,), tmp_path / "state", tmp_path / "build")
+    bundle = tmp_path / "build" / "f"
+    for part in ("function", "infless_watchdog"):
+        (bundle / part).mkdir(parents=True)
+    write_manifest(bundle, "f:1")
+    backend.prepare(FunctionSpec(name="f", image="f:1", namespace="n", **asked))
+    begins = [f"f.n: {field} has no effect on local processes; " for field in told]
+    assert [message[: len(begin)] for message, begin in zip(caplog.messages, begins, strict=True)] == begins
 
 
 # handles -------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The profile database: measurements by digest and machine, and what they cover."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -170,6 +172,54 @@ class TestProfiles:
             for point, before in zip(points, measured, strict=True):
                 assert 2.4 < point.exec_s / before.exec_s < 3
         assert [prior.expected_s for prior in profiles.prior("d", 8)] == [0.01, 0.04]
+
+    def test_what_is_known_does_not_wait_for_a_measurement(self):
+        """A deployment of what is measured already goes through while another function is timed."""
+        profiles, timed, gate = self.profiles(1), threading.Event(), threading.Event()
+        known = profiles.points("d", "a", {}, 8)
+        real = profiles._curve
+
+        def slow(order):
+            timed.set()
+            assert gate.wait(10)
+            return real(order)
+
+        profiles._curve = slow
+        with ThreadPoolExecutor(2) as pool:
+            other = pool.submit(profiles.points, "other", "a", {}, 8)
+            assert timed.wait(10)
+            try:
+                assert pool.submit(profiles.points, "d", "a", {}, 8).result(10) == known
+                assert not other.done()
+            finally:
+                gate.set()
+            assert other.result(10) == known
+
+    def test_two_deployments_of_the_same_measure_once(self):
+        """The second one finds, when its turn comes, what the first one measured."""
+        profiles, real = self.profiles(1), self.store.coverage
+        both = threading.Barrier(2)
+        looks = iter(range(99))
+
+        def coverage(key):
+            found = real(key)
+            if next(looks) < 2:  # both have looked before either measures
+                both.wait(10)
+            return found
+
+        self.store.coverage = coverage
+        with ThreadPoolExecutor(2) as pool:
+            one, two = [pool.submit(profiles.points, "d", "a", {}, 8) for _ in range(2)]
+            assert one.result(10) == two.result(10) != ()
+        assert len(self.orders) == 1
+
+    def test_it_is_timed_with_what_its_instances_get(self, tmp_path):
+        """Its secrets and its memory limit, at each number of cores; neither, when nothing is said of them."""
+        self.profiles(2).points("d", "a", {}, 8, secrets=tmp_path, memory_bytes=5)
+        self.profiles(2).measure("d", "a", {}, (1,), secrets=tmp_path, memory_bytes=5)
+        self.profiles(1).measure("d", "a", {}, (1,))
+        given = [(order.secrets, order.memory_bytes) for order in self.orders]
+        assert given == [(tmp_path, 5)] * 4 + [(None, 0)]
 
     def test_an_unbatched_function_is_not_measured_each_time(self):
         """It has a time for one request only, whatever was asked."""

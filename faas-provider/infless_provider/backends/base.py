@@ -106,6 +106,10 @@ class CurveOrder:
     batches: Sequence[int]
     cpu_cores: int
     budget_s: float
+    memory_bytes: int = 0
+    """As of a `Launch`: it is timed within the limit that its instances get."""
+    secrets: Path | None = None
+    """As of a `Launch`: it may read them when it is loaded, or for its example."""
     cancelled: Callable[[], bool] = lambda: False
     """Asked several times a second; True ends the run."""
 
@@ -148,7 +152,7 @@ class Backend(Protocol):
         ...
 
     def curve(self, order: CurveOrder) -> str:
-        """Time a function in a copy of its own, with the cores it would get.
+        """Time a function in a copy of its own, with the cores, memory and secrets it would get.
 
         Returns:
             What the watchdog printed, one JSON object a line; empty when the artifact holds no watchdog of ours.

@@ -13,7 +13,7 @@ from infless_core.errors import BackendError
 from infless_core.model import FunctionSpec
 from infless_provider.backends.base import Artifact, CurveOrder
 from infless_provider.backends.docker_api import Engine, Image, NoSuch
-from infless_provider.backends.docker_launch import WATCHDOG, Site, checked_reference, curve_config
+from infless_provider.backends.docker_launch import WATCHDOG, Site, checked_reference, curve_config, why_ended
 
 LOG = logging.getLogger("infless.docker")
 LOAD_S = 60.0
@@ -89,6 +89,8 @@ class Timings:
             self._engine.start(container)
             code = self._wait(container, order)
             printed = self._engine.output(container, stderr=code != 0).decode(errors="replace")
+            if code and (ended := self._engine.inspect(container)).out_of_memory:
+                raise BackendError(why_ended(ended, ""))
         except NoSuch:
             raise BackendError(gone(image.id)) from None
         finally:

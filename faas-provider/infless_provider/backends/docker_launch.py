@@ -104,9 +104,7 @@ def instance_config(launch: Launch, image: Image, cores: Sequence[int], site: Si
     host |= {
         "PortBindings": {f"{port}/tcp": [{"HostIp": _LOOPBACK, "HostPort": ""}] for port in ports},
         "ReadonlyRootfs": launch.read_only_root,
-        "Memory": launch.memory_bytes,
-        "MemorySwap": launch.memory_bytes,  # the same: no swap, so that a limit is one
-        "Mounts": [_mount(str(launch.secrets.absolute()), SECRETS)] if launch.secrets else [],
+        **_given(launch),
     }
     if given.gpu_percent:
         host["DeviceRequests"] = [_gpu_request(launch, site)]
@@ -121,11 +119,12 @@ def instance_config(launch: Launch, image: Image, cores: Sequence[int], site: Si
 
 
 def curve_config(order: CurveOrder, image: Image, cores: Sequence[int], site: Site, token: str) -> dict[str, Any]:
-    """The container that times a function: confined as its instances are, and without a network."""
+    """The container that times a function: with what its instances get, confined as they are, and without a network."""
     config = _confined(image, cores, site)
     config["Labels"][CURVE] = token
-    config["HostConfig"]["NetworkMode"] = "none"
-    config["Env"] = _lines({**order.environment, "cpu_cores": str(order.cpu_cores), "PYTHONUNBUFFERED": "1"})
+    config["HostConfig"] |= {"NetworkMode": "none", **_given(order)}
+    settings = {"secret_mount_path": SECRETS, "cpu_cores": str(order.cpu_cores), "PYTHONUNBUFFERED": "1"}
+    config["Env"] = _lines({**order.environment, **settings})
     batches = ",".join(map(str, order.batches))
     config["Entrypoint"] = []
     config["Cmd"] = ["python", "-m", "infless_watchdog", "--curve", batches, "--budget-s", str(order.budget_s)]
@@ -151,6 +150,15 @@ def _confined(image: Image, cores: Sequence[int], site: Site) -> dict[str, Any]:
             "LogConfig": {"Type": "json-file", "Config": dict(LOG_OPTIONS)},
             "RestartPolicy": {"Name": "no"},
         },
+    }
+
+
+def _given(to: Launch | CurveOrder) -> dict[str, Any]:
+    """Memory and secrets of a function."""
+    return {
+        "Memory": to.memory_bytes,
+        "MemorySwap": to.memory_bytes,  # the same: no swap, so that a limit is one
+        "Mounts": [_mount(str(to.secrets.absolute()), SECRETS)] if to.secrets else [],
     }
 
 

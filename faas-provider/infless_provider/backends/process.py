@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +29,8 @@ from infless_profiler.measure import run_curve
 from infless_provider import bundles, log_files
 from infless_provider.backends import cgroups, process_logs, procfs
 from infless_provider.backends.base import Artifact, CurveOrder, Launch, Sight, Stage, Usage
-from infless_provider.backends.process_instance import END_S, HOST, ProcessInstance, Remains, bury, from_handle
-from infless_provider.backends.process_launch import command_line, environment
+from infless_provider.backends.process_instance import END_S, HOST, ProcessInstance, Remains, bury, from_handle, starved
+from infless_provider.backends.process_launch import command_line, environment, mounted
 
 LOG = logging.getLogger("infless.process")
 
@@ -134,7 +134,13 @@ class ProcessBackend:
     # what a deployment runs ------------------------------------------------------------------------------------------
 
     def prepare(self, spec: FunctionSpec) -> Artifact:
-        """See `Backend.prepare`."""
+        """See `Backend.prepare`; says what of a deployment has no effect on a local process."""
+        for field in _ignored(spec):
+            LOG.warning(
+                "%s: %s has no effect on local processes; only containers have it (infless up --backend docker)",
+                spec.key,
+                field,
+            )
         digest, kept = bundles.keep_copy(bundles.find_bundle(self._bundles_dir, spec.name, spec.image), self._kept)
         return Artifact(reference=str(kept), digest=digest)
 
@@ -150,10 +156,27 @@ class ProcessBackend:
             made = tempfile.TemporaryDirectory(prefix="profile-", dir=self._scratch, ignore_cleanup_errors=True)
         except OSError as error:
             raise BackendError(f"no temporary folder can be made: {_told(error)}") from error
-        with made as folder:
-            environment = {**order.environment, "TMPDIR": folder}
+        with made as folder, self._limited(Path(folder).name, order.memory_bytes) as launcher:
+            environment = {**order.environment, "TMPDIR": folder, **mounted(order.secrets)}
             cpus = self._cpus[-order.cpu_cores :]
-            return run_curve(bundle, environment, order.batches, cpus, order.budget_s, order.cancelled)
+            return run_curve(bundle, environment, order.batches, cpus, order.budget_s, order.cancelled, launcher)
+
+    @contextlib.contextmanager
+    def _limited(self, id_: str, memory_bytes: int) -> Iterator[list[str]]:
+        """What comes before a command that is to have an instance's limits; its cgroup is gone afterwards."""
+        try:
+            group = self._group(id_, memory_bytes)
+        except OSError as error:
+            raise BackendError(f"its memory cannot be limited: {_told(error)}") from error
+        try:
+            yield command_line((), group, memory_bytes, _files_max())
+        except BackendError as error:
+            if why := starved(group, memory_bytes):
+                raise BackendError(why) from error
+            raise
+        finally:
+            if group is not None:
+                cgroups.remove(group, END_S)
 
     # starting --------------------------------------------------------------------------------------------------------
 
@@ -164,7 +187,7 @@ class ProcessBackend:
         try:
             _bundle(launch.artifact)
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            group = self._group(launch)
+            group = self._group(launch.id, launch.memory_bytes)
             with socket.create_server((HOST, 0)) as requests, socket.create_server((HOST, 0)) as metrics:
                 child = self._fork(launch, (requests.fileno(), metrics.fileno()), folder, group)
                 ports = requests.getsockname()[1], metrics.getsockname()[1]
@@ -188,9 +211,9 @@ class ProcessBackend:
     def _taken(self) -> Counter[int]:
         return Counter(cpu for instance in self._instances.values() for cpu in instance.cores)
 
-    def _group(self, launch: Launch) -> Path | None:
-        place = self._limits() if launch.memory_bytes else None
-        return None if place is None else cgroups.make(place, self._prefix + launch.id, launch.memory_bytes)
+    def _group(self, id_: str, memory_bytes: int) -> Path | None:
+        place = self._limits() if memory_bytes else None
+        return None if place is None else cgroups.make(place, self._prefix + id_, memory_bytes)
 
     def _limits(self) -> cgroups.Place | None:
         """Where instances with a memory limit get a cgroup; found out once."""
@@ -205,11 +228,10 @@ class ProcessBackend:
     def _fork(self, launch: Launch, fds: tuple[int, int], folder: Path, group: Path | None) -> subprocess.Popen[bytes]:
         log = log_files.log_path(self._logs / launch.function, launch.id)
         process_logs.prune(log.parent, self._instances)
-        files_max = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         output = process_logs.open_log(log)
         try:
             return subprocess.Popen(
-                command_line(self._command, group, launch.memory_bytes, files_max),
+                command_line(self._command, group, launch.memory_bytes, _files_max()),
                 env=environment(launch, fds, folder, log),
                 cwd=launch.artifact,
                 stdin=subprocess.DEVNULL,
@@ -324,6 +346,16 @@ class ProcessBackend:
         burial = self._loop.run_in_executor(self._threads, bury, remains)
         self._burials.add(burial)
         burial.add_done_callback(self._burials.discard)
+
+
+def _ignored(spec: FunctionSpec) -> list[str]:
+    """Fields of a deployment that only containers have, by their names in it."""
+    asked = {"readOnlyRootFilesystem": spec.read_only_root_filesystem, "envProcess": bool(spec.env_process)}
+    return [field for field, is_asked in asked.items() if is_asked]
+
+
+def _files_max() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 def _bundle(artifact: str) -> Path:

@@ -51,9 +51,7 @@ class ProcessInstance:
     @property
     def starved(self) -> str:
         """A sentence when its processes were killed for their memory, else empty."""
-        if self.group is None or not cgroups.kills(self.group):
-            return ""
-        return f"it needed more than its memory limit of {format_bytes(self.memory_bytes)}; raise limits.memory"
+        return starved(self.group, self.memory_bytes)
 
     @property
     def how_ended(self) -> str:
@@ -78,6 +76,13 @@ class ProcessInstance:
             "group": "" if self.group is None else str(self.group),
         }
         return Address(host=HOST, port=self.port, metrics_port=self.metrics_port, handle=handle)
+
+
+def starved(group: Path | None, memory_bytes: int) -> str:
+    """A sentence when processes of a group were killed for their memory, else empty; None is no group."""
+    if group is None or not cgroups.kills(group):
+        return ""
+    return f"it needed more than its memory limit of {format_bytes(memory_bytes)}; raise limits.memory"
 
 
 def from_handle(handle: Mapping[str, Any], group_name: str) -> ProcessInstance | None:

@@ -74,6 +74,9 @@ def _own(launch: Launch) -> Mapping[str, str]:
     if launch.gpu is not None:
         own.setdefault("model_device", "cuda")  # the function may prefer another
         own |= {"CUDA_VISIBLE_DEVICES": launch.gpu, "gpu_percent": str(launch.configuration.gpu_percent)}
-    if launch.secrets is not None:
-        own["secret_mount_path"] = str(launch.secrets)  # OpenFaaS's name for where secrets are
-    return own
+    return own | mounted(launch.secrets)
+
+
+def mounted(secrets: Path | None) -> dict[str, str]:
+    """The variable that says where secrets are, as OpenFaaS names it; none for a function that has no secrets."""
+    return {} if secrets is None else {"secret_mount_path": str(secrets)}

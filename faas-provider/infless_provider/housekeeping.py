@@ -65,7 +65,9 @@ class Housekeeping:
 
     def _begin(self) -> None:
         self._timer = None
-        if self._work is None and not self._deployments:  # else the deployment's end comes here again
+        if self._work is not None:
+            self.soon()  # what it looks at may be of before
+        elif not self._deployments:  # else the deployment's end comes here again
             self._work = asyncio.ensure_future(self.now())
             self._work.add_done_callback(self._done)
 

@@ -96,7 +96,7 @@ class Fleet:
                 return id_
 
     def _launch(self, function: FunctionState, instance: Instance) -> Launch:
-        spec = function.stored.spec
+        spec, server = function.stored.spec, self._backend.servers[0]
         return Launch(
             id=instance.id,
             function=function.key,
@@ -105,7 +105,8 @@ class Fleet:
             environment=function.wishes.environment(spec.env_vars),
             configuration=instance.configuration,
             latency_target_s=function.wishes.latency_target_s,
-            server=self._backend.servers[0].id,
+            server=server.id,
+            gpu=server.gpus[0].id if instance.configuration.gpu_percent and server.gpus else None,
             memory_bytes=spec.memory_limit_bytes,
             secrets=self.secrets_of(function.key, instance.version),
             read_only_root=spec.read_only_root_filesystem,

@@ -8,7 +8,7 @@ from fakes import Crash
 
 from infless_core.errors import StateError
 from infless_core.lifecycle import Phase
-from infless_core.model import Configuration
+from infless_core.model import Configuration, Gpu
 from infless_provider import fleet
 from infless_provider.fleet import DRAIN_GRACE_S, STREAM_MAX_S
 from infless_provider.state import State
@@ -116,6 +116,22 @@ def test_what_a_launch_says(world):
         assert (launch.configuration, launch.latency_target_s) == (one.configuration, 0.2)
         assert (launch.memory_bytes, launch.read_only_root, launch.process) == (2**30, True, "serve --now")
         assert (launch.server, launch.gpu, launch.secrets) == ("local", None, None)
+
+    run(scenario())
+
+
+def test_an_instance_with_a_share_of_a_gpu_is_told_which(world):
+    """The server's first; none for an instance without a share, nor where no GPU is."""
+
+    async def scenario():
+        f = await world.deploy()
+        share = Configuration(batch=1, cpu_cores=1, gpu_percent=50)
+        await world.running(f, share)
+        gpus = (Gpu(id="GPU-7", memory_bytes=1 << 34), Gpu(id="GPU-8", memory_bytes=1 << 34))
+        world.backend.servers = (replace(world.backend.servers[0], gpus=gpus),)
+        await world.running(f, share)
+        await world.running(f, SMALL)
+        assert [launch.gpu for launch in world.backend.launches] == [None, "GPU-7", None]
 
     run(scenario())
 

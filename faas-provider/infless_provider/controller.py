@@ -212,6 +212,8 @@ class Controller:
             wishes.environment(version.spec.env_vars),
             wishes.batch_max,
             lambda told: LOG.info("%s: %s", version.spec.key, told),
+            self._secrets.folder_of(version.spec.key, version.id),
+            version.spec.memory_limit_bytes,
         )
 
     def _wishes(self, spec: FunctionSpec) -> Wishes:

@@ -521,6 +521,25 @@ class TestSecrets:
 
         run(scenario())
 
+    def test_it_is_timed_with_what_its_instances_get(self, world, monkeypatch):
+        """Its secrets are there already, and its memory limit is told."""
+
+        async def scenario():
+            timed = []
+
+            def points(*given):
+                secrets, memory_bytes = given[-2:]
+                timed.append((secrets and [(path.name, path.read_bytes()) for path in secrets.iterdir()], memory_bytes))
+                return world.profiles.table
+
+            world.secret("key", b"1")
+            monkeypatch.setattr(world.profiles, "points", points)
+            await world.deploy(secrets=["key"], limits={"memory": "64Mi"})
+            await world.deploy("g")
+            assert timed == [([("key", b"1")], 64 << 20), (None, 0)]
+
+        run(scenario())
+
     def test_other_secrets_need_other_instances(self, world):
         """The old ones keep what they were given until they have ended."""
 

@@ -176,17 +176,29 @@ def example():
 """
 
 
+CONSTANT = """import time
+
+def predict(batch):
+    # As long for one as for many, so that the largest batch is always the best.
+    time.sleep(0.02)
+    return batch
+
+def example():
+    return "x"
+"""
+
+
 class TestResize:
     """Batch size, target and cores change in the process that runs."""
 
     def test_labels_reach_the_running_instance(self, fresh: ProviderProcess) -> None:
         """The same process has another largest batch at once, and still after a restart of the provider."""
-        fresh.start().deploy("f", labels={"com.infless.batch.max": "32", "com.infless.latency.target": "1s"})
+        fresh.start().deploy("f", CONSTANT, labels={"com.infless.batch.max": "32", "com.infless.latency.target": "1s"})
         (pid,) = fresh.pids("f")
         assert batch_max(fresh) == 32
         for batch, target in ((4, "300ms"), (16, "2s")):
             labels = {"com.infless.batch.max": str(batch), "com.infless.latency.target": target}
-            with open_loop(f"{fresh.url}/function/f", rate_rps=RATE_RPS, body=b"1") as load:
+            with open_loop(f"{fresh.url}/function/f", rate_rps=RATE_RPS, body=b'"x"') as load:
                 assert fresh.put("PUT", "f", labels=labels).status_code == 202
                 wait_until(lambda b=batch: batch_max(fresh) == b, "the instance has been told")  # type: ignore[misc]
             assert load.statuses() == Counter({200: load.sent})

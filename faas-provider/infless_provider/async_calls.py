@@ -25,9 +25,9 @@ from infless_provider import async_policy, auth
 from infless_provider.async_books import AsyncStats, Books, Ticket
 from infless_provider.async_policy import AsyncLimits
 from infless_provider.async_store import Count, QueuedCall, QueueStore, StoredRequest
-from infless_provider.async_worker import INTERNAL, F, Outcome, Poster, Worker, trace
+from infless_provider.async_worker import F, Outcome, Poster, Worker, trace
 from infless_provider.callback_policy import Target, parse_url
-from infless_provider.forwarding import sane_call_id
+from infless_provider.forwarding import INTERNAL, sane_call_id
 from infless_provider.wire import function_key
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ class AsyncCalls(Generic[F]):
     Args:
         store: the queue on disk, not yet open.
         find: a function by its key, None when there is none.
-        invoke: `invoke(function, method, target, headers, body, *, timeout_s)`: one invocation; it does not raise for a
-            function that fails.
+        invoke: `invoke(function, method, target, headers, body, *, timeout_s, answer_max_bytes)`: one invocation; it
+            does not raise for a function that fails.
         callbacks: delivers answers.
         clock: due times are its monotonic ones, so a wall clock that jumps neither loses nor stalls a call.
         limits: how much waits and runs.
         seed: of the waits' jitter.
-        ours: whether an Authorization header has the provider's own password, which is not the function's business.
+        ours: whether an Authorization header is meant for the provider's control plane, not for the function.
     """
 
     def __init__(
@@ -171,8 +171,9 @@ class AsyncCalls(Generic[F]):
             callback=url, size_bytes=size_bytes,
         )  # fmt: skip
         self._next_seq += 1
-        secret = bool(function.tokens) or self._ours(exchange.header(b"authorization"))
-        headers = async_policy.request_headers(exchange.headers, exchange.peer, secret=secret)
+        # Where a token is asked for, every Authorization ends here.
+        ours = (lambda _: True) if function.tokens else self._ours
+        headers = async_policy.request_headers(exchange.headers, exchange.peer, ours)
         request = StoredRequest(target=path, headers=headers, body=bytes(exchange.body))
         now_s = self._clock.now_s()
         ticket = Ticket(call=call, target=target, accepted_s=now_s, since_s=now_s)

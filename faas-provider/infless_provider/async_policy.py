@@ -5,10 +5,10 @@ from __future__ import annotations
 import email.utils
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from infless_provider.forwarding import Header, answer_headers, end_to_end
+from infless_provider.forwarding import Header, answer_headers, end_to_end, forwarded
 
 RETRIED = frozenset({429, 502, 503, 504})
 """Answers that say "not now". Any other, a handler's 500 included, is the function's answer."""
@@ -162,23 +162,19 @@ def retry_after_s(headers: Iterable[Header], wall_s: float) -> float | None:
         return None
 
 
-def request_headers(headers: Sequence[Header], peer: str, *, secret: bool) -> list[Header]:
+def request_headers(headers: Sequence[Header], peer: str, ours: Callable[[bytes], bool]) -> list[Header]:
     """What of a client's headers is kept for the function.
 
     Args:
         headers: names in lower case.
         peer: the client's `host:port`, for X-Forwarded-For.
-        secret: whether Authorization was meant for us (a token, the provider's password), not for the handler.
+        ours: whether an Authorization was meant for us (a token, the control plane's password), not for the handler.
     """
-    dropped = {b"x-callback-url", b"authorization"} if secret else {b"x-callback-url"}
-    kept = [header for header in end_to_end(headers) if header[0] not in dropped]
-    have = {name for name, _ in kept}
-    host = next((value for name, value in kept if name == b"host"), None)
-    if b"x-forwarded-host" not in have and host is not None:
-        kept.append((b"x-forwarded-host", host))
-    if b"x-forwarded-for" not in have:
-        kept.append((b"x-forwarded-for", peer.encode()))
-    return kept
+    kept = [
+        (name, value) for name, value in end_to_end(headers)
+        if name != b"x-callback-url" and not (name == b"authorization" and ours(value))
+    ]  # fmt: skip
+    return kept + forwarded(dict(reversed(headers)), peer)
 
 
 def callback_headers(

@@ -96,6 +96,11 @@ class StoredAnswer:
     headers: Sequence[Header]
     body: bytes
 
+    @property
+    def body_bytes(self) -> int:
+        """Of what is kept; what the provider has written itself passes for the outcome of an invocation."""
+        return len(self.body)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:

@@ -18,13 +18,11 @@ from infless_provider.async_store import Count, QueuedCall, QueueStore, StoredAn
 from infless_provider.async_turns import Lane, Turns
 from infless_provider.callback_policy import Target
 from infless_provider.callbacks import Delivery
-from infless_provider.forwarding import Header
+from infless_provider.forwarding import INTERNAL, Header
 
 LOG = logging.getLogger("infless.async")
 _AFTER_A_FAULT_S = 30.0
 """A call that met a fault of ours comes back after this, so that it is neither lost nor spun on."""
-INTERNAL: Header = (b"x-openfaas-internal", b"proxy")
-"""Says that the provider speaks, not the function."""
 _CUT = b"x-infless-answer-bytes"
 """Tells a callback's target that it got the beginning only, and of how much."""
 T = TypeVar("T")
@@ -59,7 +57,12 @@ class Outcome(Protocol):
 
     @property
     def body(self) -> bytes:
-        """Whole."""
+        """As much of it as was asked for."""
+        ...
+
+    @property
+    def body_bytes(self) -> int:
+        """How long it was."""
         ...
 
     @property
@@ -175,7 +178,9 @@ class Worker(Generic[F]):
         if function is None:
             answer = _refusal(404, f"function {call.function} does not exist any more", failed=True)
         else:
-            outcome = await self._outcome(function, call)
+            # Nobody reads an answer that has no callback: its status is enough.
+            most_bytes = self._limits.answer_max_bytes if ticket.target is not None else 0
+            outcome = await self._outcome(function, call, most_bytes)
             attempt = Attempt(
                 status=outcome.status,
                 attempts=call.attempts + 1,
@@ -186,7 +191,7 @@ class Worker(Generic[F]):
             if isinstance(verdict, Again):
                 await self._later(ticket, attempt, verdict)
                 return
-            answer = _stored(outcome, verdict, self._limits.answer_max_bytes)
+            answer = _stored(outcome, verdict)
         if answer.failed:
             LOG.warning(
                 "call %s of %s has failed with %d after %d tries", call.id, call.function, answer.status,
@@ -200,12 +205,20 @@ class Worker(Generic[F]):
         ticket.since_s = self._clock.now_s()
         self.enqueue(ticket)
 
-    async def _outcome(self, function: F, call: QueuedCall) -> Outcome:
+    async def _outcome(self, function: F, call: QueuedCall, most_bytes: int) -> Outcome:
         request = await self._on_disk(lambda: self._store.request(call))
         headers = [*request.headers, *trace(call)]
         timeout_s = self._limits.invoke_timeout_s
         try:
-            return await self._invoke(function, "POST", request.target, headers, request.body, timeout_s=timeout_s)
+            return await self._invoke(
+                function,
+                "POST",
+                request.target,
+                headers,
+                request.body,
+                timeout_s=timeout_s,
+                answer_max_bytes=most_bytes,
+            )
         except Exception:
             LOG.exception("invoking %s failed inside the provider", call.function)
             return _refusal(503, f"invoking {call.function} failed inside the provider", failed=True)
@@ -279,12 +292,11 @@ def _refusal(status: int, sentence: str, *, failed: bool) -> StoredAnswer:
     return StoredAnswer(status=status, failed=failed, took_s=0.0, headers=headers, body=f"{sentence}\n".encode())
 
 
-def _stored(outcome: Outcome, verdict: Final, most_bytes: int) -> StoredAnswer:
-    """An answer as the callback gets it: cut where it is too long for the queue, and then it says so."""
-    headers, body = list(outcome.headers), bytes(outcome.body)
-    if len(body) > most_bytes:
-        headers.append((_CUT, str(len(body)).encode()))
-        body = body[:most_bytes]
+def _stored(outcome: Outcome, verdict: Final) -> StoredAnswer:
+    """An answer as the callback gets it: where it was too long for the queue, it says so."""
+    headers = list(outcome.headers)
+    if outcome.body_bytes > len(outcome.body):
+        headers.append((_CUT, str(outcome.body_bytes).encode()))
     return StoredAnswer(
-        status=outcome.status, failed=verdict.failed, took_s=outcome.took_s, headers=headers, body=body
+        status=outcome.status, failed=verdict.failed, took_s=outcome.took_s, headers=headers, body=bytes(outcome.body)
     )  # fmt: skip

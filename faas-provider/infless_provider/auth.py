@@ -42,6 +42,21 @@ class Credentials:
         right_user = hmac.compare_digest(user.encode(), self.user.encode())
         return hmac.compare_digest(given.encode(), self.password.encode()) and right_user
 
+    def names(self, header: str | None) -> bool:
+        """Whether an Authorization header is `Basic` with this user, whatever the password; compared in constant time.
+
+        Args:
+            header: as for `admit`. What that admits is named, too.
+        """
+        scheme, _, encoded = (header or "").partition(" ")
+        if scheme.lower() != "basic":
+            return False
+        try:
+            user, _, _ = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+        except ValueError:  # not base64, not ASCII
+            return False
+        return hmac.compare_digest(user, self.user.encode())
+
 
 def ensure_credentials(folder: Path) -> Credentials:
     """What the two files of a folder hold; a missing password is generated, a missing user is `admin`.

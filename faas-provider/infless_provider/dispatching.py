@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infless_core.clock import Clock
+from infless_core.lifecycle import Phase
 from infless_provider.controller import Controller
 from infless_provider.forwarding import RETRY, Header, refuses
 from infless_provider.functions import FunctionState, Instance
@@ -16,6 +17,8 @@ from infless_provider.upstream import HalfSent, NotSent, Reply, TimedOut, Upstre
 TRIES = 3
 """Instances that are asked: enough to pass two that died since the last look, and too few to drive a crowd of requests
 around among instances that are all full."""
+_WHERE_WHY = "`infless status` and the function's log say why"
+"""An instance's last words may hold secrets and paths: they are for operators, not for whoever calls a function."""
 
 
 class Unanswered(Exception):  # noqa: N818 - a sentence names the fault, not the class
@@ -94,7 +97,8 @@ class Dispatch:
             function: whose instances are asked.
             asked: the request.
             patience: how long it may take.
-            first: whose turn it is; found out when None.
+            first: whose turn it is; found out when None, and again when it does not serve any more: a turn of the loop
+                may lie between the choice and this, and one that drains is asked to end when it is idle.
             refusal: the answer of an instance that was asked already and does not take it.
 
         Raises:
@@ -102,8 +106,9 @@ class Dispatch:
         """
         refused = {refusal.instance.id} if refusal is not None else set()
         for _ in range(TRIES - len(refused)):
-            instance = first or await self._instance(function, refused, patience)
+            instance = first if first is not None and first.phase is Phase.READY else None
             first = None
+            instance = instance or await self._instance(function, refused, patience)
             if instance is None:
                 break
             try:
@@ -124,8 +129,7 @@ class Dispatch:
         if refusal is not None:
             refusal.instance.in_flight += 1  # as for every answer
             return refusal
-        why = function.last_failure or "none became ready"
-        raise Unanswered(503, f"No endpoints available for: {function.key}. {why}")
+        raise Unanswered(503, f"No endpoints available for: {function.key}. None became ready; {_WHERE_WHY}")
 
     async def _ask(self, function: FunctionState, instance: Instance, asked: Asked, patience: Patience) -> Sent:
         sent_s = self._clock.now_s()
@@ -187,8 +191,8 @@ class Dispatch:
         try:
             await asyncio.wait_for(waiter, max(0.0, patience.ends_s - self._clock.now_s()))
         except TimeoutError:
-            sentence = f"no instance of {function.key} became ready within {patience.timeout_s:g} s"
-            raise Unanswered(504, f"{sentence}. {function.last_failure}".rstrip(". ")) from None
+            sentence = f"no instance of {function.key} became ready within {patience.timeout_s:g} s; {_WHERE_WHY}"
+            raise Unanswered(504, sentence) from None
         finally:
             if waiter in function.waiters:
                 function.waiters.remove(waiter)

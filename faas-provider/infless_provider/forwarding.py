@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -109,8 +109,7 @@ def passage_of(head: Head) -> Passage:
     if b"authorization" in first:
         authorization = tuple(header for header in headers if header[0] == b"authorization")
         headers = [header for header in headers if header[0] != b"authorization"]
-    if b"host" in first and b"x-forwarded-host" not in first:
-        headers.append((b"x-forwarded-host", first[b"host"]))
+    headers += forwarded(first)
     timeout_s, fault = _timeout_s(first.get(b"x-timeout"))
     return Passage(
         name=name,
@@ -127,6 +126,21 @@ def passage_of(head: Head) -> Passage:
         timeout_s=timeout_s,
         fault=fault,
     )
+
+
+def forwarded(first: Mapping[bytes, bytes], peer: str | None = None) -> list[Header]:
+    """What a function is told about the client, where no proxy in front has told it already.
+
+    Args:
+        first: the client's headers, of each name the first one.
+        peer: its `host:port`; None where that differs from request to request and is told later.
+    """
+    told: list[Header] = []
+    if b"host" in first and b"x-forwarded-host" not in first:
+        told.append((b"x-forwarded-host", first[b"host"]))
+    if peer is not None and b"x-forwarded-for" not in first:
+        told.append((b"x-forwarded-for", peer.encode("latin-1")))
+    return told
 
 
 def sane_call_id(value: bytes | None) -> bytes | None:

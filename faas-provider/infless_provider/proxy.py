@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from infless_core.clock import Clock
 from infless_provider import auth, forwarding
 from infless_provider.controller import Controller
-from infless_provider.dispatching import Asked, Dispatch, Patience, Sent, Unanswered, let_go, unanswered
+from infless_provider.dispatching import Asked, Dispatch, Patience, Unanswered, let_go, unanswered
 from infless_provider.forwarding import INTERNAL, RETRY, CallIds, Header, Passage, passage_of
 from infless_provider.functions import FunctionState
 from infless_provider.invocation import LEFT, Invocation
 from infless_provider.metrics import Metrics
 from infless_provider.settings import Settings
-from infless_provider.upstream import UpstreamError
+from infless_provider.upstream import Reply, UpstreamError
 
 if TYPE_CHECKING:
     from infless_watchdog.http import Exchange
@@ -37,6 +37,9 @@ class Outcome:
     headers: tuple[Header, ...]
     """Names in lower case."""
     body: bytes
+    """Its beginning, as much as was asked for."""
+    body_bytes: int
+    """How long it was."""
     took_s: float
 
 
@@ -48,7 +51,8 @@ class Proxy:
         metrics: counts.
         settings: limits.
         clock: for deadlines.
-        ours: whether an Authorization header has the provider's own password, which is not the function's business.
+        ours: whether an Authorization header is meant for the provider's control plane, with the right password or a
+            wrong one: a function that got the wrong ones only would tell strangers which one is right.
     """
 
     def __init__(
@@ -76,8 +80,8 @@ class Proxy:
         passage = head.memo
         if passage is None:
             passage = head.memo = passage_of(head)
-            if passage.bearer is not None and self._ours(passage.bearer):
-                passage.authorization = ()
+            if passage.authorization:
+                passage.authorization = tuple(one for one in passage.authorization if not self._ours(one[1]))
         function = self._functions.get(passage.key)
         if function is None:
             exchange.text(404, f"function {passage.name!r} does not exist", [INTERNAL])
@@ -110,6 +114,7 @@ class Proxy:
         body: bytes,
         *,
         timeout_s: float,
+        answer_max_bytes: int,
     ) -> Outcome:
         """Make one invocation, from the provider itself; counted and dispatched as a client's is.
 
@@ -120,6 +125,7 @@ class Proxy:
             headers: of the request, names in lower case; a call id and a start time are added where they are missing.
             body: whole.
             timeout_s: for everything, cold start included.
+            answer_max_bytes: how much of the answer's body is kept; the rest is read and counted.
 
         Returns:
             The function's answer, or what a client would have been told; no failure of a function raises.
@@ -133,7 +139,7 @@ class Proxy:
         asked = Asked(method=method, target=target, headers=passed, body=bytes(body))
         status = LEFT
         try:
-            outcome = await self._called(function, asked, started_s, timeout_s)
+            outcome = await self._called(function, asked, started_s, timeout_s, answer_max_bytes)
             status = outcome.status
         except Unanswered as failure:
             status = failure.status
@@ -147,39 +153,28 @@ class Proxy:
         return outcome
 
     def _told(self, status: int, sentence: str, headers: tuple[Header, ...], started_s: float) -> Outcome:
-        took_s = self.clock.now_s() - started_s
+        body, took_s = f"{sentence}\n".encode(), self.clock.now_s() - started_s
         return Outcome(
-            status=status, headers=(_TEXT, INTERNAL, *headers), body=f"{sentence}\n".encode(), took_s=took_s
+            status=status, headers=(_TEXT, INTERNAL, *headers), body=body, body_bytes=len(body), took_s=took_s
         )  # fmt: skip
 
-    async def _called(self, function: FunctionState, asked: Asked, started_s: float, timeout_s: float) -> Outcome:
+    async def _called(
+        self, function: FunctionState, asked: Asked, started_s: float, timeout_s: float, most_bytes: int
+    ) -> Outcome:
         if (sentence := self._full()) is not None:
             raise Unanswered(503, sentence, (RETRY,))
         patience = Patience(timeout_s=timeout_s, ends_s=started_s + timeout_s, streams=False)
         sent = await self.dispatch.send(function, asked, patience)
         try:
-            body = await self._whole_body(function, sent, patience)
+            body, body_bytes = await _beginning(sent.reply, most_bytes)
+        except UpstreamError as error:
+            raise unanswered(function, error, patience.timeout_s) from error
         finally:
             sent.reply.close()
             let_go(sent)
         headers = tuple(forwarding.answer_headers(sent.reply.headers))
         took_s = self.clock.now_s() - started_s
-        return Outcome(status=sent.reply.status, headers=headers, body=body, took_s=took_s)
-
-    async def _whole_body(self, function: FunctionState, sent: Sent, patience: Patience) -> bytes:
-        if sent.reply.complete and len(sent.reply.body) <= self._settings.body_max_bytes:
-            return sent.reply.body
-        pieces, size_bytes = [], 0
-        try:
-            async for piece in sent.reply.chunks():
-                pieces.append(piece)
-                size_bytes += len(piece)
-                if size_bytes > self._settings.body_max_bytes:
-                    most_bytes = self._settings.body_max_bytes
-                    raise Unanswered(502, f"the answer of {function.key} is larger than {most_bytes} bytes")
-        except UpstreamError as error:
-            raise unanswered(function, error, patience.timeout_s) from error
-        return b"".join(pieces)
+        return Outcome(status=sent.reply.status, headers=headers, body=body, body_bytes=body_bytes, took_s=took_s)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run it in a task that is kept until it ends."""
@@ -234,3 +229,18 @@ class Proxy:
         if alone_s and not function.profile:
             function.observe(alone_s)
         self._metrics.answered(function.key, status, now_s - started_s, function.wishes.latency_target_s)
+
+
+async def _beginning(reply: Reply, most_bytes: int) -> tuple[bytes, int]:
+    """The first bytes of an answer's body, and how many it had; it is read to its end.
+
+    Raises:
+        UpstreamError: it has no end.
+    """
+    pieces, kept_bytes, size_bytes = [], 0, 0
+    async for piece in reply.chunks():
+        size_bytes += len(piece)
+        if kept_bytes < most_bytes:
+            pieces.append(piece[: most_bytes - kept_bytes])
+            kept_bytes += len(pieces[-1])
+    return b"".join(pieces), size_bytes

@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
                 reply.wake()
             else:
                 where = "in the middle of its answer" if reply.began else "without an answer"
-                reply.fail(Broken(f"{self._pool.address} closed the connection {where}"))
+                reply.fail(Broken(f"it closed the connection {where}"))
         self.resume_writing()
         self._forget()
 
@@ -92,10 +92,10 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            reply.fail(Broken(f"{self._pool.address} switched the protocol unasked"))
+            reply.fail(Broken("it switched the protocol unasked"))
             self._reusable = False
         except httptools.HttpParserError as error:
-            reply.fail(Broken(f"{self._pool.address} does not speak HTTP/1.1: {error}"))
+            reply.fail(Broken(f"it does not speak HTTP/1.1: {error}"))
             self._reusable = False
         if self._reply is None:
             self._release()
@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
             if reply.status:
                 self._moved_s = self._pool.loop.time()
             if self._unheard_bytes > _HEAD_MAX_BYTES:
-                reply.fail(Broken(f"{self._pool.address} sends a head of more than {_HEAD_MAX_BYTES} bytes"))
+                reply.fail(Broken(f"it sends a head of more than {_HEAD_MAX_BYTES} bytes"))
                 self._reusable = False
             if not self._reusable:
                 self.cut()
@@ -133,7 +133,7 @@ class Connection(asyncio.Protocol):
         if reply is None or reply.failed or 100 <= status < 200:
             return
         if (fault := self._fault(status)) is not None:
-            reply.fail(Broken(f"{self._pool.address} does not speak HTTP/1.1: {fault}"))
+            reply.fail(Broken(f"it does not speak HTTP/1.1: {fault}"))
             self._reusable = False
             return
         self._unheard_bytes = 0
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
 
     def _forget(self) -> None:
         if self._reply is not None:
-            self._reply.fail(Broken(f"the connection to {self._pool.address} was cut"))
+            self._reply.fail(Broken("the connection to it was cut"))
             self._reply = None
             self._let_go()
         self._pool.drop(self)

@@ -44,7 +44,10 @@ class NotSent(UpstreamError):  # noqa: N818 - a sentence names the fault, not th
 
 
 class Broken(UpstreamError):  # noqa: N818
-    """The connection closed before the answer was complete, or what came is not HTTP/1.1."""
+    """The connection closed before the answer was complete, or what came is not HTTP/1.1.
+
+    Its sentence is about "it" and names no address: clients of functions are told it.
+    """
 
 
 class TimedOut(UpstreamError):  # noqa: N818

@@ -55,14 +55,17 @@ async def main():
     def find(key):
         return SimpleNamespace(key=key, tokens=()) if key in ("f.openfaas-fn", "g.openfaas-fn") else None
 
-    async def invoke(function, method, target, headers, body, *, timeout_s):
+    async def invoke(function, method, target, headers, body, *, timeout_s, answer_max_bytes):
         started_s = clock.now_s()
         try:
             reply = await upstream.request(method, target, headers, body, timeout_s=timeout_s)
             status, told, said = reply.status, reply.headers, await reply.read()
         except UpstreamError as error:
             status, told, said = 503, [(b"x-openfaas-internal", b"proxy")], str(error).encode()
-        return SimpleNamespace(status=status, headers=told, body=said, took_s=clock.now_s() - started_s)
+        took_s, size_bytes = clock.now_s() - started_s, len(said)
+        return SimpleNamespace(
+            status=status, headers=told, body=said[:answer_max_bytes], body_bytes=size_bytes, took_s=took_s
+        )
 
     callbacks = Callbacks(CallbackPolicy.parse(("127.0.0.0/8",)))
     calls = AsyncCalls(QueueStore(QUEUE), find, invoke, callbacks, clock, LIMITS, seed=os.getpid())

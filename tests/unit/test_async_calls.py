@@ -47,7 +47,7 @@ class FakeExchange:
 
 def answer(status=200, body=b"ok", headers=((b"content-type", b"text/plain"),)):
     """The end of an invocation."""
-    return SimpleNamespace(status=status, headers=list(headers), body=body, took_s=0.25)
+    return SimpleNamespace(status=status, headers=list(headers), body=body, body_bytes=len(body), took_s=0.25)
 
 
 @dataclass
@@ -73,9 +73,13 @@ class World:
         """A function."""
         return SimpleNamespace(key=key, tokens=self.tokens[key]) if key in self.tokens else None
 
-    async def invoke(self, function, method, target, headers, body, *, timeout_s):
+    async def invoke(self, function, method, target, headers, body, *, timeout_s, answer_max_bytes):
         """Remember, wait, answer."""
-        self.invoked.append(SimpleNamespace(key=function.key, method=method, target=target, headers=headers, body=body))
+        self.invoked.append(
+            SimpleNamespace(
+                key=function.key, method=method, target=target, headers=headers, body=body, most=answer_max_bytes
+            )
+        )
         self.running[function.key] += 1
         self.most[function.key] = max(self.most[function.key], self.running[function.key])
         try:
@@ -84,6 +88,7 @@ class World:
             said = self.script[function.key].pop(0) if self.script[function.key] else answer()
             if isinstance(said, Exception):
                 raise said
+            said.body = said.body[:answer_max_bytes]
             return said
         finally:
             self.running[function.key] -= 1
@@ -416,8 +421,11 @@ def test_a_long_answer_is_cut_and_says_so(world):
             world.script["f.openfaas-fn"] = [answer(200, b"0123456789abc")]
             await world.ask("f", URL)
             await world.until_empty()
+            await world.ask("f")
+            await world.until_empty()
 
     asyncio.run(run())
+    assert [one.most for one in world.invoked] == [10, 0], "without a callback nobody reads it"
     assert world.posted[0].body == b"0123456789"
     assert world.posted[0].headers[b"x-infless-answer-bytes"] == b"13"
 

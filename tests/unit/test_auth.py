@@ -94,6 +94,27 @@ class TestBasic:
         assert "secret" not in f"{ADMIN} {ADMIN!r}"
 
 
+class TestNames:
+    """Whether a header is for the control plane at all."""
+
+    @pytest.mark.parametrize("told", ["admin:secret", "admin:wrong", "admin:", "admin"])
+    def test_the_user_is_enough(self, told):
+        """The right password and a wrong one look alike, and `basic` may be written in any way."""
+        assert ADMIN.names(_basic(told))
+        assert ADMIN.names(_basic(told).replace("Basic ", "bASIC   "))
+
+    def test_a_password_that_is_no_text(self):
+        """It is a guess like any other."""
+        assert ADMIN.names("Basic " + base64.b64encode(b"admin:\xff").decode())
+
+    @pytest.mark.parametrize(
+        "header", [None, "", "Basic", "Basic ???", "Bearer YWRtaW46", _basic("me:secret"), _basic("")]
+    )
+    def test_everything_else_is_somebody_elses(self, header):
+        """Another user, another scheme, what is not base64."""
+        assert not ADMIN.names(header)
+
+
 class TestBearer:
     """Functions that want a token."""
 

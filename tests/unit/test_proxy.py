@@ -1,12 +1,14 @@
 """The invocation path's decisions: who is asked, what is tried again, and what a client is told when nothing helps."""
 
 import asyncio
+import base64
 import re
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from infless_provider.auth import Credentials
 from infless_provider.forwarding import CallIds, answer_headers, passage_of, refuses
 from infless_provider.metrics import Metrics
 from infless_provider.proxy import Proxy
@@ -110,7 +112,9 @@ def call(site, world):
 
     async def call(*answers, headers=(), timeout_s=9.0, **more):
         proxy = await site(*answers, **more)
-        return await proxy.call(world.function, "POST", "/a?b", headers, b"body", timeout_s=timeout_s)
+        return await proxy.call(
+            world.function, "POST", "/a?b", headers, b"body", timeout_s=timeout_s, answer_max_bytes=10
+        )  # fmt: skip
 
     return lambda *answers, **more: asyncio.run(asyncio.wait_for(call(*answers, **more), 5))
 
@@ -212,11 +216,12 @@ def test_what_was_sent_is_not_sent_again(world, ask, failure, status, words):
 
 
 def test_nobody_can_be_started(world, ask):
-    """503 with the reason, and not after a minute."""
+    """503, and not after a minute; why is for operators, as it may hold an instance's last words."""
     world.backend.failure = "no more processes"
     exchange = ask(Exchange())
     assert exchange.status == 503
-    assert exchange.answer == b"No endpoints available for: f.openfaas-fn. no more processes"
+    assert exchange.answer.startswith(b"No endpoints available for: f.openfaas-fn. None became ready; `infless status`")
+    assert b"no more processes" not in exchange.answer
 
 
 def test_a_start_that_has_just_failed_is_not_tried_for_each_request(world, ask):
@@ -225,7 +230,9 @@ def test_a_start_that_has_just_failed_is_not_tried_for_each_request(world, ask):
     def prepare(f):
         f.retry_at_s, f.last_failure = world.clock.now_s() + 10, "no model"
 
-    assert ask(Exchange(), prepare=prepare).answer.endswith(b"no model")
+    exchange = ask(Exchange(), prepare=prepare)
+    assert exchange.status == 503
+    assert b"no model" not in exchange.answer
     assert world.backend.launches == []
 
 
@@ -333,20 +340,51 @@ def test_refusals_are_known_by_the_watchdogs_header():
     assert refuses(429, [(b"x-openfaas-internal", b"faas-middleware")])
 
 
-def test_the_providers_own_password_is_not_passed_on(world, site):
-    """A function that everybody may call must not learn it from an operator's client."""
-    headers = {b"ours": b"Basic b3VyczpvdXJz", b"other": b"Basic b3RoZXI6b3RoZXI="}
+def test_what_is_meant_for_the_control_plane_is_not_passed_on(world, site):
+    """A function that everybody may call must learn neither the password nor, by its absence, which guess was right."""
+    credentials = Credentials(user="ours", password="right")
+    other = b"Basic " + base64.b64encode(b"other:right")
+
+    def ours(header):
+        return credentials.names(header.decode("latin-1"))
 
     async def scenario():
-        proxy = await site(reply(), ours=lambda header: header == headers[b"ours"])
-        for value in headers.values():
-            exchange = Exchange(headers=[(b"authorization", value)])
+        proxy = await site(reply(), ours=ours)
+        for told in (b"ours:right", b"ours:wrong", b"ours", b"ours:\xff"):
+            values = (other, b"basic  " + base64.b64encode(told), b"Bearer x")
+            exchange = Exchange(headers=[(b"authorization", value) for value in values])
             proxy(exchange)
             while not exchange.done:
                 await asyncio.sleep(0)
+            assert exchange.head.memo.authorization == ((b"authorization", other), (b"authorization", b"Bearer x"))
 
     asyncio.run(asyncio.wait_for(scenario(), 5))
-    assert [asked[3].get(b"authorization") for asked in world.asked] == [None, headers[b"other"]]
+    assert len(world.asked) == 4
+
+
+def test_one_that_drains_meanwhile_is_not_asked(world, site):
+    """It is chosen a turn of the loop before it counts as busy, and one that drains and is idle is ended at once."""
+
+    async def scenario():
+        proxy = await site(reply(), reply())
+        choices, choose = [], world.function.dispatcher.choose
+
+        def remember(*refused):
+            choices.append(choose(*refused))
+            return choices[-1]
+
+        world.function.dispatcher = SimpleNamespace(choose=remember, update=world.function.dispatcher.update)
+        exchange = Exchange()
+        proxy(exchange)
+        [first] = choices
+        world.fleet.drain(world.function.instances[first], "a test")
+        while not exchange.done:
+            await asyncio.sleep(0)
+        assert exchange.status == 200
+        assert len(world.asked) == 1
+        assert world.asked[0][0] != first
+
+    asyncio.run(asyncio.wait_for(scenario(), 5))
 
 
 # limits --------------------------------------------------------------------------------------------------------------
@@ -370,9 +408,12 @@ def test_a_wrong_limit_is_refused(world, ask, said):
 
 def test_a_cold_start_that_takes_too_long(world, ask):
     """504 when the time is over; nobody waits any more then."""
-    exchange = ask(Exchange(headers=[(b"x-timeout", b"10ms")]))
+    exchange = ask(
+        Exchange(headers=[(b"x-timeout", b"10ms")]), prepare=lambda f: setattr(f, "last_failure", "last words")
+    )
     assert exchange.status == 504
-    assert b"became ready within 0.01 s" in exchange.answer
+    assert b"became ready within 0.01 s; `infless status`" in exchange.answer
+    assert b"last words" not in exchange.answer
     assert world.function.waiters == []
 
 
@@ -491,15 +532,20 @@ def test_a_call(world, call):
         (TimedOut("late"), 504, b"did not answer within 9 s\n"),
         (NotSent("refused"), 503, b"No endpoints available"),
         (ZeroDivisionError(), 500, b"failed inside the provider\n"),
-        (reply(body=bytes(11), complete=False), 502, b"larger than 10 bytes\n"),
-        (reply(body=bytes(11)), 502, b"larger than 10 bytes\n"),
         (reply(complete=False, breaks=True, body=b""), 502, b"failed while answering: gone\n"),
     ],
 )
 def test_a_call_that_fails_is_an_outcome(world, call, answer, status, words):
     """Nothing is raised; who reads it can tell it from an answer of the function."""
-    outcome = call(answer, body_max_bytes=10)
+    outcome = call(answer)
     assert outcome.status == status
     assert words in outcome.body
     assert (b"x-openfaas-internal", b"proxy") in outcome.headers
     assert (world.function.in_flight, [one.in_flight for one in world.function.instances.values()]) == (0, [0])
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_of_a_long_answer_a_call_keeps_the_beginning(call, complete):
+    """And knows how long it was: the queue tells nobody more than that."""
+    outcome = call(reply(body=b"0123456789abc", complete=complete))
+    assert (outcome.status, outcome.body, outcome.body_bytes) == (200, b"0123456789", 13)

@@ -225,11 +225,12 @@ def test_a_peer_that_wants_to_close_is_not_used_again() -> None:
     ],
 )
 def test_a_broken_answer(answer: bytes, sentence: str) -> None:
-    """Half answers and garbage are `Broken`, whenever they show, and leave nothing behind."""
+    """Half answers and garbage are `Broken`, whenever they show, and leave nothing behind; clients do not learn where."""
 
     async def use(client: Upstream) -> None:
-        with pytest.raises(Broken, match=sentence):
+        with pytest.raises(Broken, match=sentence) as told:
             await (await post(client)).read()
+        assert client.address not in str(told.value)
         assert (client.in_flight, client.idle) == (0, 0)
 
     with_peer(replying(answer, then_close=True), use)

@@ -17,13 +17,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import yaml
+
 from benchmarks import h2load, record, servers
 
 ROUNDS = 5
 CLIENTS = 32
 FOLLOWERS, SLOW = 200, 500
-SLOW_BYTES_PER_S = 200
-"""Each sends its request so slowly that none is ever whole within the run."""
+SLOW_BYTES_PER_S = 400
+"""Each sends its request so slowly that none is ever whole within the run, and just fast enough not to be refused."""
+HANDLER = """
+said = 0
+
+def predict(batch: list[str]) -> list[str]:
+    global said
+    said += len(batch)
+    if said >= 200:  # some twenty lines a second: what a busy function logs
+        print("answered", said)
+        said = 0
+    return [item.upper() for item in batch]
+
+def example():
+    return "hello"
+"""
 
 
 def main() -> None:
@@ -34,10 +50,7 @@ def main() -> None:
     parser.add_argument("--slow", type=int, default=SLOW)
     options = parser.parse_args()
     servers.pin_load()
-    with (
-        tempfile.TemporaryDirectory() as work,
-        servers.provider(Path("stack.yml"), "hello", Path(work)) as through,
-    ):
+    with tempfile.TemporaryDirectory() as work, servers.provider(talker(Path(work)), "talker", Path(work)) as through:
         most_rps = h2load.run(through.url, clients=CLIENTS, seconds=options.seconds).rate_rps
         alone, beside = [], []
         lines = 0
@@ -46,6 +59,8 @@ def main() -> None:
             with crowd(through, options.followers, options.slow) as heard:
                 beside.append(h2load.run(through.url, clients=CLIENTS, seconds=options.seconds, rate_rps=most_rps / 2))
             lines += heard.value
+        if lines < options.followers:
+            raise SystemExit(f"{options.followers} followers heard {lines} lines only: nothing was followed")
     p99_s = {
         "alone": statistics.median(run.quantile_s(0.99) for run in alone),
         "beside": statistics.median(run.quantile_s(0.99) for run in beside),
@@ -63,6 +78,18 @@ def main() -> None:
             "runs": {"alone": [run.summary for run in alone], "beside": [run.summary for run in beside]},
         },
     )
+
+
+def talker(work: Path) -> Path:
+    """A stack file with a function that logs while it answers."""
+    folder = work / "talker"
+    folder.mkdir()
+    (folder / "handler.py").write_text(HANDLER)
+    function = {"lang": "infless-python", "handler": str(folder), "image": "talker:latest"}
+    stack = work / "stack.yml"
+    functions = {"talker": {**function, "labels": {"com.infless.latency.target": "50ms"}}}
+    stack.write_text(yaml.safe_dump({"version": 1.0, "provider": {"name": "openfaas"}, "functions": functions}))
+    return stack
 
 
 @contextmanager
@@ -87,15 +114,16 @@ def _crowd(through, followers, slow, heard, ready, done) -> None:  # type: ignor
 
     async def follow() -> None:
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
-        writer.write(b"GET /system/logs?name=hello&follow=true&tail=1 HTTP/1.1\r\nHost: i\r\n\r\n")
-        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"GET /system/logs?name=talker&follow=true&tail=1 HTTP/1.1\r\nHost: i\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 "), head
         connected()
         while data := await reader.read(65536):
-            heard.value += data.count(b"\n{")
+            heard.value += data.count(b'{"name"')
 
     async def dawdle() -> None:
         _, writer = await asyncio.open_connection(address.hostname, address.port)
-        writer.write(b"POST /function/hello HTTP/1.1\r\nHost: i\r\nContent-Length: 1000000\r\n\r\n")
+        writer.write(b"POST /function/talker HTTP/1.1\r\nHost: i\r\nContent-Length: 1000000\r\n\r\n")
         connected()
         while True:
             writer.write(b"x" * (SLOW_BYTES_PER_S // 4))

@@ -124,6 +124,33 @@ def test_secrets_are_files_that_follow_an_update(provider: ProviderProcess, imag
     assert docker("exec", name, "cat", "/var/openfaas/secrets/key") == "two"
 
 
+READS = """
+import os
+from pathlib import Path
+KEY = Path("/var/openfaas/secrets/key").read_text()
+HELD = bytearray(os.urandom(1) * (100 << 20))
+def example(): return KEY
+def predict(batch): return [KEY] * len(batch)
+"""
+
+
+def test_a_function_that_reads_its_secret_at_import(provider: ProviderProcess, tmp_path: Path) -> None:
+    """It is timed with what its instances get; one that is refused, here for its memory, leaves no copy of a secret."""
+    provider.send("POST", "/system/secrets", {"name": "key", "value": "s3cret"}).raise_for_status()
+    copies = provider.state / "secrets" / "mounted"
+    with helper.template_image(tmp_path, READS) as image:
+        small = {"service": "whole", "image": image, "secrets": ["key"], "limits": {"memory": "64Mi"}}
+        answer = provider.send("POST", "/system/functions", small)
+        assert (answer.status_code, "it needed more memory than its limit, 64 MiB" in answer.text) == (422, True)
+        wait_until(lambda: not [*copies.glob("*")], "the refused one's copy is gone")
+        deploy(provider, image, limits={"memory": "512Mi"}, secrets=["key"])
+        wait_until(lambda: status(provider)["availableReplicas"] == 1, "an instance is ready")
+        assert provider.send("POST", "/function/whole", "x").text == "s3cret"
+        assert "whole.openfaas-fn: timing batches" in provider.log.read_text()
+        provider.send("DELETE", "/system/functions", {"functionName": "whole"}).raise_for_status()
+        wait_until(lambda: not containers(), "its container is gone")
+
+
 def test_an_image_that_nobody_has(provider: ProviderProcess, tmp_path: Path) -> None:
     """It is refused with the registry's own words, and nothing is deployed."""
     answer = provider.send("POST", "/system/functions", {"service": "whole", "image": "127.0.0.1:1/nobody/has:it"})

@@ -666,6 +666,34 @@ def test_timing_without_its_limit_is_refused(make, launch, tmp_path, monkeypatch
         backend.curve(timing(launch().artifact, memory_bytes=MEMORY_BYTES))
 
 
+READS = """
+import os
+from pathlib import Path
+KEY = Path(os.environ["secret_mount_path"], "key").read_text()
+def example(): return KEY
+def predict(batch):
+    {then}
+    return [KEY] * len(batch)
+"""
+
+
+def test_a_function_that_reads_its_secret_at_import_is_deployed(provider):
+    """It is timed before it runs, with the same secrets and limits; one that is refused leaves no copy of them."""
+    provider.send("POST", "/system/secrets", {"name": "key", "value": "s3cret"}).raise_for_status()
+    asked = {"secrets": ["key"], "limits": {"memory": "512Mi"}}
+    provider.deploy("reader", READS.format(then="pass"), **asked)
+    assert provider.send("POST", "/function/reader", "x").text == "s3cret"
+    assert "reader.openfaas-fn: timing batches" in provider.log.read_text()
+    provider.build("refused", READS.format(then="raise ValueError('not this one')"))
+    answer = provider.put("POST", "refused", **asked)
+    assert (answer.status_code, "not this one" in answer.text) == (422, True)
+    copies = provider.state / "secrets" / "mounted"
+    wait_until(
+        lambda: [path.name for path in copies.iterdir()] == ["reader.openfaas-fn"], "the refused one's copy is gone"
+    )
+    assert len([*copies.glob("*/*/key")]) == 1
+
+
 def test_no_room_for_a_temporary_folder(backend, launch, tmp_path):
     """One of our errors: the deployment is refused, and may be tried again."""
     (tmp_path / "state").mkdir()

@@ -91,10 +91,10 @@ def build(folder: Path, name: str, handler: str = HANDLER) -> None:
 
 
 @contextmanager
-def template_image(folder: Path) -> Iterator[str]:
+def template_image(folder: Path, handler: str = HANDLER) -> Iterator[str]:
     """The name of an image of the template, removed at the end; its layers stay for the next run."""
     name = f"infless-test-{uuid.uuid4().hex[:8]}"
-    build(folder, name)
+    build(folder, name, handler)
     yield name
     subprocess.run(["docker", "image", "rm", "--force", name], capture_output=True, check=False, timeout=60)
 

@@ -11,6 +11,7 @@
     ├── PlanRejected           a solver produced a plan that the independent check refuses (our fault)
     ├── StateError             the state could not be written or read (disk full, damaged file)
     └── BackendError           an instance could not be started, reached or stopped (transient)
+        └── Unavailable        whoever runs instances does not answer now: the request itself may be right
 
 Status codes live at the HTTP edge (`infless_provider.routes.STATUS`), exit codes at the command line.
 """
@@ -56,3 +57,7 @@ class StateError(InflessError):
 
 class BackendError(InflessError):
     """An instance could not be started, reached or stopped."""
+
+
+class Unavailable(BackendError):  # noqa: N818
+    """Whoever runs instances does not answer now. The same request may succeed later."""

@@ -25,6 +25,7 @@ from infless_core.errors import (
     NotFound,
     PlanRejected,
     StateError,
+    Unavailable,
 )
 from infless_core.model import Problem
 from infless_provider import auth, prometheus_query, wire
@@ -41,6 +42,7 @@ STATUS: dict[type[InflessError], int] = {
     Conflict: 409,
     Infeasible: 422,
     StateError: 503,
+    Unavailable: 503,
     BackendError: 422,  # while deploying: the function itself cannot be loaded or run
     PlanRejected: 500,
 }

@@ -167,8 +167,8 @@ class Provider:
             self._control(exchange)
 
     def _ours(self, header: bytes | None) -> bool:
-        """Whether an Authorization header has the provider's own credentials."""
-        return self._credentials is not None and self._credentials.admit((header or b"").decode("latin-1"))
+        """Whether an Authorization header is meant for the control plane, with the right password or a wrong one."""
+        return self._credentials is not None and self._credentials.names((header or b"").decode("latin-1"))
 
     def _admitted(self, exchange: Exchange) -> bool:
         header = (exchange.header(b"authorization") or b"").decode("latin-1")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infless_core.errors import BackendError, InvalidInput
+from infless_core.errors import BackendError, InvalidInput, Unavailable
 from infless_core.model import Configuration, ProfilePoint
 from infless_profiler.observe import Prior
 
@@ -206,7 +206,7 @@ def _communicate(child: subprocess.Popen[str], timeout_s: float, cancelled: Call
             return child.communicate(timeout=_LOOK_S)
         except subprocess.TimeoutExpired:
             if cancelled():
-                raise BackendError("timing was cancelled") from None
+                raise Unavailable("timing was cancelled") from None
     raise BackendError(f"loading and timing it did not end within {timeout_s:.0f} s")
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from infless_core.errors import BackendError
+from infless_core.errors import BackendError, Unavailable
 
 
-class EngineAway(BackendError):  # noqa: N818 - a sentence names the fault, not the class
+class EngineAway(Unavailable):
     """No engine answers: nothing was done, or nobody knows whether it was."""
 
 

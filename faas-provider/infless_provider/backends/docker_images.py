@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
-from infless_core.errors import BackendError
+from infless_core.errors import BackendError, Unavailable
 from infless_core.model import FunctionSpec
 from infless_provider.backends.base import Artifact, CurveOrder
 from infless_provider.backends.docker_api import Engine, Image, NoSuch
@@ -106,7 +106,7 @@ class Timings:
         timeout_s = LOAD_S + 20 * order.budget_s
         for _ in range(math.ceil(timeout_s / _LOOK_S)):
             if order.cancelled():
-                raise BackendError("timing was cancelled")
+                raise Unavailable("timing was cancelled")
             code = self._engine.wait(container, _LOOK_S)
             if code is not None:
                 return code

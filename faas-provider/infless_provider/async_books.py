@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from infless_provider.async_policy import AsyncLimits
 from infless_provider.async_store import Count, QueuedCall
 from infless_provider.callback_policy import Target
+
+K = TypeVar("K")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -35,7 +38,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionStats:
-    """The books of one function. `accepted = done + failed + cancelled + waiting`, since the queue's file was made."""
+    """The books of one function. `accepted = done + failed + cancelled + waiting`, since it was called first."""
 
     function: str
     """`name.namespace`."""
@@ -64,18 +67,26 @@ class AsyncStats:
     """The books at one moment."""
 
     functions: tuple[FunctionStats, ...]
-    """By key; all that were ever called through the queue."""
+    """By key; all that were called through the queue and are not forgotten."""
     in_flight: int
     """Invocations that run."""
     callbacks_in_flight: int
 
 
 class Books:
-    """Tickets by function and call id, and counts."""
+    """Tickets by function, by call id and by idempotency key; and counts.
 
-    def __init__(self, limits: AsyncLimits) -> None:
+    Args:
+        limits: how much waits.
+        on_empty: told a function whose last call has left.
+    """
+
+    def __init__(self, limits: AsyncLimits, on_empty: Callable[[str], None] = lambda _: None) -> None:
         self._limits = limits
-        self._tickets: dict[str, dict[str, Ticket]] = {}
+        self._on_empty = on_empty
+        self._tickets: dict[str, dict[int, Ticket]] = {}
+        self._by_id: dict[tuple[str, str], dict[int, Ticket]] = {}
+        self._by_key: dict[tuple[str, str], Ticket] = {}
         self._counts: dict[str, dict[Count, int]] = {}
         self._refused: dict[str, int] = {}
         self._calls = 0
@@ -85,9 +96,26 @@ class Books:
         """Go on from what is on disk."""
         self._counts = {function: dict(book) for function, book in counts.items()}
 
-    def find(self, function: str, id_: str) -> Ticket | None:
-        """A call in the queue."""
-        return self._tickets.get(function, {}).get(id_)
+    def traced(self, function: str, id_: str) -> list[Ticket]:
+        """The calls in the queue that have a call id, in the order in which they came."""
+        return list(self._by_id.get((function, id_), {}).values())
+
+    def keyed(self, function: str, key: str) -> Ticket | None:
+        """The call in the queue that came with an idempotency key."""
+        return self._by_key.get((function, key))
+
+    def waits(self, function: str) -> bool:
+        """Whether anything of a function is in the queue."""
+        return function in self._tickets
+
+    def counted(self) -> set[str]:
+        """The functions that have counts."""
+        return {*self._counts, *self._refused}
+
+    def forget(self, function: str) -> None:
+        """Drop a function's counts."""
+        self._counts.pop(function, None)
+        self._refused.pop(function, None)
 
     def full(self, function: str, size_bytes: int) -> str | None:
         """Why there is no room for one more call: a sentence; None when there is."""
@@ -102,18 +130,26 @@ class Books:
 
     def add(self, ticket: Ticket) -> None:
         """Take a call in."""
-        self._tickets.setdefault(ticket.call.function, {})[ticket.call.id] = ticket
+        call = ticket.call
+        self._tickets.setdefault(call.function, {})[call.seq] = ticket
+        self._by_id.setdefault((call.function, call.id), {})[call.seq] = ticket
+        if call.idempotency_key:
+            self._by_key[call.function, call.idempotency_key] = ticket
         self._calls += 1
-        self._bytes += ticket.call.size_bytes
+        self._bytes += call.size_bytes
 
     def remove(self, ticket: Ticket) -> None:
         """Let a call go."""
-        function = ticket.call.function
-        del self._tickets[function][ticket.call.id]
-        if not self._tickets[function]:
-            del self._tickets[function]
+        call = ticket.call
+        _drop(self._tickets, call.function, call.seq)
+        _drop(self._by_id, (call.function, call.id), call.seq)
+        key = (call.function, call.idempotency_key)
+        if self._by_key.get(key) is ticket:  # one that is being removed leaves its key to the next one
+            del self._by_key[key]
         self._calls -= 1
-        self._bytes -= ticket.call.size_bytes
+        self._bytes -= call.size_bytes
+        if not self.waits(call.function):
+            self._on_empty(call.function)
 
     def answered(self, ticket: Ticket, size_bytes: int) -> None:
         """The answer has taken the request's place."""
@@ -122,9 +158,9 @@ class Books:
 
     def end(self, ticket: Ticket, *counts: Count) -> None:
         """Let a call go, and count how it ended."""
-        self.remove(ticket)
         for count in counts:
             self.count(ticket.call.function, count)
+        self.remove(ticket)
 
     def count(self, function: str, count: Count) -> None:
         """Count what is on disk by now."""
@@ -155,3 +191,10 @@ class Books:
             waiting_bytes=sum(ticket.call.size_bytes for ticket in waiting),
             oldest_age_s=max((now_s - ticket.accepted_s for ticket in waiting), default=0.0),
         )
+
+
+def _drop(groups: dict[K, dict[int, Ticket]], group: K, seq: int) -> None:
+    """Take a ticket out of its group, and the group away when it is empty."""
+    del groups[group][seq]
+    if not groups[group]:
+        del groups[group]

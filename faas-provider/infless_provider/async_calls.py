@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 from urllib.parse import unquote
 
@@ -70,9 +70,11 @@ class AsyncCalls(Generic[F]):
         self._clock = clock
         self._limits = limits
         self._ours = ours
-        self._books = Books(limits)
+        self._books = Books(limits, self._settle)
         self._worker = Worker(store, self._books, find, invoke, callbacks, clock, limits, seed)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[str] = set()
+        """Functions that are to be forgotten once nothing of them waits."""
         self._open = False
         self._next_seq = 1
 
@@ -90,6 +92,7 @@ class AsyncCalls(Generic[F]):
             looks_s = max(0.0, wall_s - call.accepted_ns / 1e9)
             target = _target_again(call)
             ticket = Ticket(call=call, target=target, accepted_s=now_s - looks_s, since_s=now_s, accepted=True)
+            ticket.decided.set()
             self._books.add(ticket)
             self._next_seq = call.seq + 1
             self._worker.enqueue(ticket)
@@ -97,6 +100,9 @@ class AsyncCalls(Generic[F]):
             LOG.info("%d asynchronous call(s) of the last run go on", len(restored.calls))
         self._open = True
         self._worker.start()
+        for function in self._books.counted():  # removed while an earlier run had no time for it
+            if self._find(function) is None:
+                self.forget(function)
 
     async def close(self) -> None:
         """Take no more; let what runs end within the grace; the rest stays in the queue for the next start."""
@@ -111,6 +117,28 @@ class AsyncCalls(Generic[F]):
         return self._books.stats(
             self._clock.now_s(), in_flight=self._worker.invoking, callbacks_in_flight=self._worker.posting
         )
+
+    def forget(self, key: str) -> None:
+        """A function was removed: its counts go as soon as none of its calls is in the queue, in memory and on disk.
+
+        A function of the same name that is there by then keeps them. Call it on the loop, after the removal.
+        """
+        self._leaving.add(key)
+        self._settle(key)
+
+    def _settle(self, key: str) -> None:
+        if key not in self._leaving or not self._open or self._books.waits(key):
+            return
+        self._leaving.discard(key)
+        if self._find(key) is None:
+            self._books.forget(key)
+            self._spawn(self._forgotten(key, self._store.forget(key)))
+
+    async def _forgotten(self, key: str, on_disk: asyncio.Future[None]) -> None:
+        try:
+            await on_disk
+        except StateError as error:
+            LOG.error("the counts of %s stay on disk until the next start: %s", key, error)  # noqa: TRY400
 
     # Admission -------------------------------------------------------------------------------------------------------
 
@@ -154,21 +182,23 @@ class AsyncCalls(Generic[F]):
         url = (exchange.header(b"x-callback-url") or b"").decode("latin-1")
         try:
             target = self._callbacks.check(url) if url else None
+            key = async_policy.idempotency_key(exchange.header(b"idempotency-key"))
         except InvalidInput as fault:
             self._refuse(exchange, function, 400, str(fault))
             return
-        id_ = (sane_call_id(exchange.header(b"x-call-id")) or str(uuid.uuid4()).encode()).decode("ascii")
-        known = self._books.find(function.key, id_)
-        if known is not None:
-            self._spawn(self._said_again(exchange, function, known))
+        digest = async_policy.digest(path, exchange.body) if key else b""
+        known = self._books.keyed(function.key, key) if key else None
+        if known is not None and not known.ended:
+            self._said_again(exchange, function, known, digest)
             return
         full = self._books.full(function.key, size_bytes)
         if full is not None:
             self._refuse(exchange, function, 429, full, _FULL_RETRY_S)
             return
+        id_ = (sane_call_id(exchange.header(b"x-call-id")) or str(uuid.uuid4()).encode()).decode("ascii")
         call = QueuedCall(
             seq=self._next_seq, function=function.key, id=id_, accepted_ns=int(self._clock.wall_s() * 1e9),
-            callback=url, size_bytes=size_bytes,
+            callback=url, size_bytes=size_bytes, idempotency_key=key, digest=digest,
         )  # fmt: skip
         self._next_seq += 1
         # Where a token is asked for, every Authorization ends here.
@@ -185,9 +215,9 @@ class AsyncCalls(Generic[F]):
             await self._store.accept(ticket.call, request)
         except StateError as error:
             LOG.error("a call of %s is refused: %s", function.key, error)  # noqa: TRY400 - the disk's fault, not ours
+            self._refuse_unstored(exchange, function)
             self._books.remove(ticket)
             ticket.decided.set()
-            self._refuse_unstored(exchange, function)
             return
         self._books.count(function.key, Count.ACCEPTED)
         ticket.accepted = True
@@ -195,8 +225,19 @@ class AsyncCalls(Generic[F]):
         exchange.respond(202, headers=trace(ticket.call))
         self._worker.enqueue(ticket)
 
-    async def _said_again(self, exchange: Exchange, function: F, known: Ticket) -> None:
-        """An id that is in the queue already: the same answer, when the first one has it."""
+    def _said_again(self, exchange: Exchange, function: F, known: Ticket, digest: bytes) -> None:
+        """A call whose idempotency key is in the queue already."""
+        if known.call.digest == digest:
+            self._spawn(self._same_answer(exchange, function, known))
+            return
+        sentence = (
+            f"a call of {function.key} with this Idempotency-Key is in the queue, and had another path, query or body;"
+            " a new call needs a key of its own"
+        )
+        self._refuse(exchange, function, 409, sentence)
+
+    async def _same_answer(self, exchange: Exchange, function: F, known: Ticket) -> None:
+        """What the first one was told, once it was."""
         await known.decided.wait()
         if known.accepted:
             exchange.respond(202, headers=trace(known.call))
@@ -204,27 +245,35 @@ class AsyncCalls(Generic[F]):
             self._refuse_unstored(exchange, function)
 
     def _cancel(self, exchange: Exchange, function: F, id_: str) -> None:
-        ticket = self._books.find(function.key, id_)
-        if ticket is None or ticket.ended or not ticket.accepted:
+        """Cancel all calls that have an id."""
+        tickets = [one for one in self._books.traced(function.key, id_) if one.accepted and not one.ended]
+        if not tickets:
             exchange.text(404, f"no call {id_!r} of {function.key} waits or runs", [INTERNAL])
             return
-        ticket.ended = True
-        self._spawn(self._cancelled(exchange, ticket))
+        for ticket in tickets:
+            ticket.ended = True
+        self._spawn(self._cancelled(exchange, tickets))
 
-    async def _cancelled(self, exchange: Exchange, ticket: Ticket) -> None:
-        if ticket.task is not None:
-            ticket.task.cancel()
-        try:
-            await self._store.end(ticket.call, Count.CANCELLED)
-        except StateError as error:
-            LOG.error("a call of %s could not be cancelled: %s", ticket.call.function, error)  # noqa: TRY400
+    async def _cancelled(self, exchange: Exchange, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            if ticket.task is not None:
+                ticket.task.cancel()
+        gone = [self._store.end(ticket.call, Count.CANCELLED) for ticket in tickets]
+        faults = [fault for fault in await asyncio.gather(*gone, return_exceptions=True) if fault is not None]
+        for ticket, end in zip(tickets, gone, strict=True):
+            if end.exception() is None:
+                self._books.end(ticket, Count.CANCELLED)
+                continue
             ticket.ended = False
             if not ticket.queued:
                 self._worker.enqueue(ticket)
-            exchange.text(503, "the call could not be cancelled: the queue's disk fails", [INTERNAL])
-            return
-        self._books.end(ticket, Count.CANCELLED)
-        exchange.respond(202, headers=trace(ticket.call))
+        function = tickets[0].call.function
+        if faults:
+            LOG.error("%d call(s) of %s could not be cancelled: %s", len(faults), function, faults[0])
+            sentence = f"{len(faults)} of {len(tickets)} call(s) could not be cancelled: the queue's disk fails"
+            exchange.text(503, sentence, [INTERNAL])
+        else:
+            exchange.respond(202, headers=trace(tickets[0].call))
 
     def _refuse(
         self, exchange: Exchange, function: F, status: int, sentence: str, retry_after: bytes | None = None

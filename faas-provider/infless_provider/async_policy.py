@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import email.utils
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
+from infless_core.errors import InvalidInput
 from infless_provider.forwarding import Header, answer_headers, end_to_end, forwarded
 
 RETRIED = frozenset({429, 502, 503, 504})
@@ -15,6 +17,7 @@ RETRIED = frozenset({429, 502, 503, 504})
 _CALLBACK_RETRIED = frozenset({0, 408, 425, 429})
 """Of a callback's target, beside every 5xx: no answer at all (0), too slow, too early, too many."""
 _TOLD = frozenset({b"host", b"content-length", b"x-function-name", b"x-function-status"})
+_KEY = re.compile(rb"[ -~]{1,128}")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
@@ -175,6 +178,27 @@ def request_headers(headers: Sequence[Header], peer: str, ours: Callable[[bytes]
         if name != b"x-callback-url" and not (name == b"authorization" and ours(value))
     ]  # fmt: skip
     return kept + forwarded(dict(reversed(headers)), peer)
+
+
+def idempotency_key(value: bytes | None) -> str:
+    """A client's Idempotency-Key; empty where it gave none.
+
+    Raises:
+        InvalidInput: it is none. A key that is silently ignored would let a call run twice.
+    """
+    if value is None:
+        return ""
+    if not _KEY.fullmatch(value):
+        raise InvalidInput(
+            f"header Idempotency-Key: 1 to 128 printable ASCII characters are allowed, not {value[:200]!r}"
+        )
+    return value.decode("ascii")
+
+
+def digest(target: str, body: bytes) -> bytes:
+    """What tells whether two calls with one key ask for the same: SHA-256 of path, query and body."""
+    head = target.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(b"%d:%b%b" % (len(head), head, body)).digest()
 
 
 def callback_headers(

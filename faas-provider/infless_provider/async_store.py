@@ -37,6 +37,18 @@ _MIGRATIONS = (
         callbacks_ok INTEGER NOT NULL DEFAULT 0, callbacks_failed INTEGER NOT NULL DEFAULT 0
     ) WITHOUT ROWID;
     """,
+    # A call id is a trace, and many calls may have the same one; a constraint goes only with its table.
+    """
+    CREATE TABLE call_2 (
+        seq INTEGER PRIMARY KEY, function TEXT NOT NULL, id TEXT NOT NULL, accepted_ns INTEGER NOT NULL,
+        callback TEXT NOT NULL, size_bytes INTEGER NOT NULL, attempts INTEGER NOT NULL, answered INTEGER NOT NULL,
+        idempotency_key TEXT NOT NULL DEFAULT '', digest BLOB NOT NULL DEFAULT x''
+    );
+    INSERT INTO call_2 (seq, function, id, accepted_ns, callback, size_bytes, attempts, answered)
+        SELECT seq, function, id, accepted_ns, callback, size_bytes, attempts, answered FROM call;
+    DROP TABLE call;
+    ALTER TABLE call_2 RENAME TO call;
+    """,
 )
 
 
@@ -63,6 +75,7 @@ class QueuedCall:
     function: str
     """`name.namespace`."""
     id: str
+    """A trace: other calls may have the same one."""
     accepted_ns: int
     """Since the epoch."""
     callback: str
@@ -73,6 +86,10 @@ class QueuedCall:
     """Tries that failed: of the invocation, later of the callback."""
     answered: bool = False
     """Whether only its callback is left to do."""
+    idempotency_key: str = ""
+    """The client's, if it gave one: another call of the function with it is this one, said again."""
+    digest: bytes = b""
+    """Of what was asked with that key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +220,17 @@ class QueueStore:
 
         return self._db.do(delete)
 
+    def forget(self, function: str) -> asyncio.Future[None]:
+        """Remove a function's counts, unless calls of it wait."""
+
+        def delete(db: sqlite3.Connection) -> None:
+            db.execute(
+                "DELETE FROM book WHERE function = ?1 AND NOT EXISTS (SELECT 1 FROM call WHERE function = ?1)",
+                (function,),
+            )
+
+        return self._db.do(delete)
+
     async def close(self) -> None:
         """Write what is under way, then close the file. May be called twice."""
         await self._db.close()
@@ -212,10 +240,11 @@ def _restore(db: sqlite3.Connection) -> Restored:
     calls = tuple(
         QueuedCall(
             seq=seq, function=function, id=id_, accepted_ns=accepted_ns, callback=callback, size_bytes=size_bytes,
-            attempts=attempts, answered=bool(answered),
+            attempts=attempts, answered=bool(answered), idempotency_key=key, digest=digest,
         )
-        for seq, function, id_, accepted_ns, callback, size_bytes, attempts, answered in db.execute(
-            "SELECT seq, function, id, accepted_ns, callback, size_bytes, attempts, answered FROM call ORDER BY seq"
+        for seq, function, id_, accepted_ns, callback, size_bytes, attempts, answered, key, digest in db.execute(
+            "SELECT seq, function, id, accepted_ns, callback, size_bytes, attempts, answered, idempotency_key, digest"
+            " FROM call ORDER BY seq"
         )
     )  # fmt: skip
     columns = ", ".join(Count)

@@ -180,7 +180,7 @@ class World:
 
     def post(self, id_: str, function: str = "f", body: bytes = b"", timeout_s: float = 10) -> int:
         """One try to queue a call; 0 when the child died meanwhile."""
-        headers = {"x-call-id": id_, "x-callback-url": self.callback}
+        headers = {"x-call-id": id_, "idempotency-key": id_, "x-callback-url": self.callback}
         try:
             answer = requests.post(
                 f"{self.url}/async-function/{function}", data=body or id_.encode(), headers=headers, timeout=timeout_s
@@ -193,7 +193,7 @@ class World:
         return answer.status_code
 
     def queue_it(self, id_: str, function: str) -> None:
-        """As a careful client: again, with the same id, until it is accepted."""
+        """As a careful client: again, with the same key, until it is accepted."""
         ends_s = time.monotonic() + 60
         while self.post(id_, function) != 202:
             assert time.monotonic() < ends_s, f"{id_} was not accepted:\n{self.log.read_text()}"
@@ -270,7 +270,7 @@ def test_no_accepted_call_is_lost_when_the_provider_is_killed_again_and_again(wo
     assert kills >= 6
     assert set(world.told) == set(ids)
     assert set(world.invoked) == set(ids)
-    # A client whose 202 was lost in a kill asks again; if its call had ended by then, the id is a new call.
+    # A client whose 202 was lost in a kill asks again; if its call had ended by then, that is a new call.
     assert stats["accepted"] >= len(ids)
     assert stats["accepted"] == stats["done"] + stats["failed"]
     assert stats["callbacks_ok"] + stats["callbacks_failed"] == stats["accepted"]

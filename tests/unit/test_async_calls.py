@@ -259,22 +259,184 @@ def test_a_full_queue_says_when_to_come_back(world, limits, sentence):
     asyncio.run(run())
 
 
-def test_an_id_that_waits_already_is_not_doubled(world):
-    """Whether its first request is answered yet or not; another function may have the same id."""
+def test_a_call_id_is_a_trace_and_may_come_twice(world):
+    """A function that calls on with its own id loses nothing, nor does who is guessed: each is a call of its own."""
+
+    async def run():
+        async with world.open():
+            same = (b"x-call-id", b"mine")
+            told = await asyncio.gather(*(world.ask("f", same, body=body) for body in (b"1", b"2", b"2")))
+            assert [(one.status, one.told[b"x-call-id"]) for one in told] == [(202, b"mine")] * 3
+            await world.until_empty()
+            assert world.book().done == 3
+
+    asyncio.run(run())
+    assert sorted(one.body for one in world.invoked) == [b"1", b"2", b"2"]
+    assert {dict(one.headers)[b"x-call-id"] for one in world.invoked} == {b"mine"}
+
+
+def test_a_call_with_a_key_is_not_doubled(world):
+    """Whether the first is answered yet or not, and over a restart; another function may have the same key."""
+    key = (b"idempotency-key", b"order 7")
+
+    async def run():
+        world.gates["f.openfaas-fn"] = asyncio.Event()
+        async with world.open(close_grace_s=0.01):
+            first, again, other = await asyncio.gather(*(world.ask(name, key) for name in "ffg"))
+            again_later = await world.ask("f", key, (b"x-call-id", b"another"))
+            assert {first.status, again.status, other.status} == {202}
+            assert first.told == again.told == again_later.told
+            assert other.told[b"x-call-id"] != first.told[b"x-call-id"]
+        async with world.open():
+            assert (await world.ask("f", key)).told == first.told
+            assert (world.book().accepted, world.book().waiting) == (1, 1)
+            world.gates["f.openfaas-fn"].set()
+            await world.until_empty()
+            assert (await world.ask("f", key, body=b"a new one")).status == 202
+            await world.until_empty()
+            assert world.book().done == 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("other", [{"path": "f/x"}, {"query": "x"}, {"body": b"other"}])
+def test_a_key_that_means_something_else_is_refused(world, other):
+    """409: what is accepted is never thrown away; with a key of its own it is taken."""
+    key = (b"idempotency-key", b"k")
 
     async def run():
         world.gates["f.openfaas-fn"] = asyncio.Event()
         async with world.open():
-            same = (b"x-call-id", b"mine")
-            answers = await asyncio.gather(world.ask("f", same), world.ask("f", same), world.ask("g", same))
-            answers.append(await world.ask("f", same, body=b"another body"))
-            assert [(one.status, one.told[b"x-call-id"]) for one in answers] == [(202, b"mine")] * 4
-            assert answers[0].told == answers[3].told
+            await world.ask("f", key)
+            asked = {"path": "f", **other}
+            told = await world.ask(asked["path"], key, **{name: asked[name] for name in asked if name != "path"})
+            assert told.status == 409
+            assert "Idempotency-Key is in the queue" in told.text_
+            assert (world.book().waiting, world.book().refused) == (1, 1)
             world.gates["f.openfaas-fn"].set()
             await world.until_empty()
 
     asyncio.run(run())
-    assert sorted(one.key for one in world.invoked) == ["f.openfaas-fn", "g.openfaas-fn"]
+    assert len(world.invoked) == 1
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 129, b"\xe4", b"a\tb"])
+def test_a_key_that_is_none_is_refused(world, key):
+    """Whoever gives one relies on it."""
+
+    async def run():
+        async with world.open():
+            told = await world.ask("f", (b"idempotency-key", key))
+            assert told.status == 400
+            assert "Idempotency-Key: 1 to 128 printable" in told.text_
+
+    asyncio.run(run())
+    assert world.invoked == []
+
+
+def test_a_call_that_is_being_cancelled_leaves_its_key(world):
+    """The next one with it is a new call, not a part of what ends."""
+    key = (b"idempotency-key", b"k")
+
+    async def run():
+        world.gates["f.openfaas-fn"] = asyncio.Event()
+        async with world.open():
+            await world.ask("f", key, (b"x-call-id", b"first"))
+            gone = world.send("f/first", method="DELETE")
+            new = await world.ask("f", key, (b"x-call-id", b"second"))
+            assert new.told[b"x-call-id"] == b"second"
+            await gone.answered.wait()
+            assert (await world.ask("f", key)).told[b"x-call-id"] == b"second"
+            world.gates["f.openfaas-fn"].set()
+            await world.until_empty()
+            assert (world.book().cancelled, world.book().done) == (1, 1)
+
+    asyncio.run(run())
+
+
+def test_a_cancel_takes_all_calls_of_an_id(world):
+    """Of that function; those of another function and of another id go on."""
+
+    async def run():
+        world.gates["f.openfaas-fn"] = world.gates["g.openfaas-fn"] = asyncio.Event()
+        async with world.open(in_flight_per_function_max=1):
+            for path, id_ in (("f", b"a"), ("f", b"b"), ("f", b"a"), ("g", b"a")):
+                await world.ask(path, (b"x-call-id", id_))
+            told = await world.ask("f/a", method="DELETE")
+            assert (told.status, told.told[b"x-call-id"]) == (202, b"a")
+            assert (await world.ask("f/a", method="DELETE")).status == 404
+            assert (world.book().cancelled, world.book().waiting) == (2, 1)
+            assert world.book("g.openfaas-fn").waiting == 1
+            world.gates["f.openfaas-fn"].set()
+            await world.until_empty()
+            assert (world.book().done, world.book("g.openfaas-fn").done) == (1, 1)
+
+    asyncio.run(run())
+
+
+def functions(world):
+    """Those that have books."""
+    return [one.function for one in world.calls.stats().functions]
+
+
+def test_a_removed_functions_counts_go(world):
+    """In memory and on disk, when the last of its calls is done; what others have stays."""
+
+    async def run():
+        gate = world.gates["f.openfaas-fn"] = asyncio.Event()
+        async with world.open(close_grace_s=0.01) as calls:
+            await world.ask("f")
+            await world.ask("g")
+            await world.until(lambda: world.book("g.openfaas-fn").done == 1)
+            tokens = world.tokens.pop("f.openfaas-fn")
+            calls.forget("f.openfaas-fn")
+            assert functions(world) == ["f.openfaas-fn", "g.openfaas-fn"]
+            gate.set()
+            await world.until(lambda: functions(world) == ["g.openfaas-fn"])
+            world.tokens["f.openfaas-fn"] = tokens
+            await world.ask("f")
+            await world.until_empty()
+            assert world.book().accepted == 1
+            del world.tokens["f.openfaas-fn"]
+            calls.forget("f.openfaas-fn")
+            assert functions(world) == ["g.openfaas-fn"]
+        async with world.open():
+            assert functions(world) == ["g.openfaas-fn"]
+
+    asyncio.run(run())
+
+
+def test_a_function_that_came_back_keeps_its_counts(world):
+    """Its calls went on meanwhile; the accounts are one."""
+
+    async def run():
+        gate = world.gates["f.openfaas-fn"] = asyncio.Event()
+        async with world.open() as calls:
+            await world.ask("f")
+            tokens = world.tokens.pop("f.openfaas-fn")
+            calls.forget("f.openfaas-fn")
+            world.tokens["f.openfaas-fn"] = tokens
+            gate.set()
+            await world.until_empty()
+            assert world.book().done == 1
+
+    asyncio.run(run())
+
+
+def test_counts_of_what_was_removed_in_an_earlier_run_go_at_the_start(world):
+    """A provider that was killed in between leaves them."""
+
+    async def run():
+        async with world.open():
+            await world.ask("f")
+            await world.until_empty()
+        del world.tokens["f.openfaas-fn"]
+        async with world.open():
+            assert functions(world) == []
+        async with world.open():
+            assert await world.store._db.do(lambda db: db.execute("SELECT * FROM book").fetchall()) == []
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("id_", [b"", b"two words", b"x" * 129, b"\xe4"])

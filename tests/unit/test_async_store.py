@@ -8,7 +8,15 @@ from contextlib import asynccontextmanager, closing
 import pytest
 
 from infless_core.errors import StateError
-from infless_provider.async_store import Count, QueuedCall, QueueStore, StoredAnswer, StoredRequest
+from infless_provider.async_store import (
+    _MIGRATIONS,
+    Count,
+    QueuedCall,
+    QueueStore,
+    StoredAnswer,
+    StoredRequest,
+    _pack,
+)
 
 HEADERS = ((b"content-type", b"text/plain"), (b"x-empty", b""), (b"x-colon", b"a: b"), (b"x-latin", b"\xe4"))
 REQUEST = StoredRequest(target="/p?q=1", headers=HEADERS, body=b"\x00body")
@@ -41,6 +49,11 @@ def rows(file, query):
     """What another program reads from the closed file."""
     with closing(sqlite3.connect(file)) as db:
         return db.execute(query).fetchall()
+
+
+async def counted(store):
+    """The functions that have counts."""
+    return await store._db.do(lambda db: [name for (name,) in db.execute("SELECT function FROM book ORDER BY 1")])
 
 
 def test_a_call_comes_back_as_it_was(file):
@@ -94,19 +107,57 @@ def test_the_end_removes_and_counts(file):
     assert [rows(file, f"SELECT count(*) FROM {table}") for table in ("request", "answer")] == [[(0,)], [(0,)]]
 
 
-def test_the_same_id_may_wait_for_two_functions_but_not_twice_for_one(file):
-    """A function that passes its call id on to another one queues a call of its own."""
+def test_the_same_id_may_wait_many_times(file):
+    """A chain of calls has one trace; each of its calls is one of its own."""
 
     async def run():
         async with opened(file) as (store, _):
             await store.accept(call(seq=1), REQUEST)
             await store.accept(call(seq=2, function="g.n"), REQUEST)
-            with pytest.raises(StateError, match="UNIQUE"):
-                await store.accept(call(seq=3), REQUEST)
+            await store.accept(call(seq=3), REQUEST)
 
     asyncio.run(run())
-    assert rows(file, "SELECT seq FROM call ORDER BY seq") == [(1,), (2,)]
-    assert rows(file, "SELECT accepted FROM book ORDER BY function") == [(1,), (1,)]
+    assert rows(file, "SELECT seq FROM call ORDER BY seq") == [(1,), (2,), (3,)]
+    assert rows(file, "SELECT accepted FROM book ORDER BY function") == [(2,), (1,)]
+
+
+def test_a_queue_of_the_first_schema_is_taken_over(file):
+    """With all that waits in it; then an id may wait twice there, too."""
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript(_MIGRATIONS[0])
+        db.execute("INSERT INTO call VALUES (7, 'f.n', 'a', 5, 'http://t/', 5, 2, 0)")
+        db.execute("INSERT INTO request VALUES (7, '/p?q=1', ?, ?)", (_pack(HEADERS), REQUEST.body))
+        db.execute("INSERT INTO book (function, accepted) VALUES ('f.n', 1)")
+        db.execute("PRAGMA user_version = 1")
+        db.commit()
+
+    async def run():
+        async with opened(file) as (store, found):
+            assert found.calls == (call(seq=7, attempts=2),)
+            assert await store.request(call(seq=7)) == REQUEST
+            await store.accept(call(seq=8, idempotency_key="k", digest=b"d"), REQUEST)
+        async with opened(file) as (_, found):
+            assert found.calls == (call(seq=7, attempts=2), call(seq=8, idempotency_key="k", digest=b"d"))
+            assert found.books["f.n"][Count.ACCEPTED] == 2
+
+    asyncio.run(run())
+
+
+def test_counts_are_forgotten_when_nothing_waits(file):
+    """Those of one function; while a call of it waits they balance, so they stay."""
+
+    async def run():
+        async with opened(file) as (store, _):
+            await store.accept(call(seq=1), REQUEST)
+            await store.accept(call(seq=2, function="g.n"), REQUEST)
+            await store.forget("f.n")
+            assert await counted(store) == ["f.n", "g.n"]
+            await store.end(call(seq=1), Count.DONE)
+            await store.forget("f.n")
+            assert await counted(store) == ["g.n"]
+
+    asyncio.run(run())
 
 
 def test_one_that_cannot_be_stored_takes_nobody_with_it(file):
@@ -114,7 +165,7 @@ def test_one_that_cannot_be_stored_takes_nobody_with_it(file):
 
     async def run():
         async with opened(file) as (store, _):
-            changes = [store.accept(call(seq=n, id_=f"{n % 5}"), REQUEST) for n in range(6)]
+            changes = [store.accept(call(seq=n % 5, id_=f"{n}"), REQUEST) for n in range(6)]
             told = await asyncio.gather(*changes, return_exceptions=True)
             assert [isinstance(one, StateError) for one in told] == [False] * 5 + [True]
 

@@ -46,6 +46,8 @@ bench: $(STAMP) ## every figure of the README, as JSON records in benchmarks/res
 	@$(BIN)/python -m benchmarks.cop
 	@$(BIN)/python -m benchmarks.bearable_load --validate
 	@$(BIN)/python -m benchmarks.provider
+	@$(BIN)/python -m benchmarks.many_functions
+	@$(BIN)/python -m benchmarks.followers
 	@$(BIN)/python -m benchmarks.deploy
 
 format: $(STAMP) ## write the code as ruff wants it

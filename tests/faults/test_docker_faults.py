@@ -207,7 +207,7 @@ def test_instances_outlive_their_provider_while_the_engine_restarts(engine: Priv
 def test_an_engine_that_hangs_is_not_waited_for_for_ever(
     engine: PrivateEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start ends with a sentence, and what the engine made of it later is removed."""
+    """A start is begun anew when it answers; what it made of the first try, or of one that was given up, goes."""
     monkeypatch.setattr("infless_provider.backends.docker_engine.CALL_S", 1.0)
     monkeypatch.setattr("infless_provider.backends.docker_watch.RELIST_S", 2.0)
     with Driven(tmp_path, uuid.uuid4().hex[:12]) as driven:
@@ -216,13 +216,15 @@ def test_an_engine_that_hangs_is_not_waited_for_for_ever(
         engine.freeze(frozen=True)
         try:
             driven.on_loop("start", launch(artifact, "f-1"))
-            why = driven.until_stage("f-1", Stage.ENDED).why
+            driven.on_loop("start", launch(artifact, "f-2"))
+            why = wait_until(lambda: driven.backend._away, "that it does not answer is noticed")
+            driven.on_loop("kill", "f-2")
+            assert driven.backend.see("f-1").stage is Stage.STARTING
         finally:
             engine.freeze(frozen=False)
         assert re.search(r"the Docker engine at unix://\S+ did not answer within 1 s$", why)
-        driven.on_loop("forget", "f-1")
-        wait_until(lambda: not driven.backend._away, "that it answers is noticed")
-        driven.on_loop("start", launch(artifact, "f-2"))
-        driven.until_stage("f-2", Stage.RUNNING)
+        driven.until_stage("f-1", Stage.RUNNING)
+        assert driven.until_stage("f-2", Stage.ENDED).why == "it was ended before it was started"
+        driven.on_loop("forget", "f-2")
         names = partial(docker, "ps", "--all", "--format", "{{.Names}}", host=engine.host)
-        wait_until(lambda: names() == "infless-f-2", "the other one is removed")
+        wait_until(lambda: names() == "infless-f-1", "the other one is removed")

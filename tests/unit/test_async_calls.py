@@ -73,6 +73,10 @@ class World:
         """A function."""
         return SimpleNamespace(key=key, tokens=self.tokens[key]) if key in self.tokens else None
 
+    def ours(self, header):
+        """Whether an Authorization is for the control plane."""
+        return header.startswith(b"Basic ours:")
+
     async def invoke(self, function, method, target, headers, body, *, timeout_s, answer_max_bytes):
         """Remember, wait, answer."""
         self.invoked.append(
@@ -112,7 +116,7 @@ class World:
         self.store = QueueStore(self.path)
         limits = replace(self.limits, **more)
         self.calls = AsyncCalls(
-            self.store, self.find, self.invoke, self, self.clock, limits, seed=1
+            self.store, self.find, self.invoke, self, self.clock, limits, seed=1, ours=self.ours
         )  # fmt: skip
         await self.calls.start()
         try:
@@ -468,6 +472,23 @@ def test_the_functions_token_stays_here(world, caplog):
     assert seen == {"h.openfaas-fn": None, "f.openfaas-fn": b"Bearer t0k"}
     assert "boom" in caplog.text
     assert "t0k" not in caplog.text
+
+
+def test_what_is_meant_for_the_control_plane_stays_here(world):
+    """Each such header, also a second one and a wrong guess; nothing of it is on the disk. What is not ours goes on."""
+
+    async def run():
+        world.gates["f.openfaas-fn"] = asyncio.Event()
+        async with world.open():
+            values = (b"Basic theirs", b"Basic ours:right", b"Basic ours:wrong")
+            await world.ask("f", *((b"authorization", value) for value in values))
+            kept = await world.store._db.do(lambda db: db.execute("SELECT headers FROM request").fetchone()[0])
+            assert b"ours:" not in kept
+            world.gates["f.openfaas-fn"].set()
+            await world.until_empty()
+
+    asyncio.run(run())
+    assert [value for name, value in world.invoked[0].headers if name == b"authorization"] == [b"Basic theirs"]
 
 
 def test_not_now_is_tried_again(world):

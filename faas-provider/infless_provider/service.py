@@ -120,6 +120,7 @@ class Provider:
     def _removed(self, key: str) -> None:
         self._log_hub.end(key)
         self._metrics.forget(key)
+        self._queue.forget(key)
 
     def route(self, exchange: Exchange) -> None:
         """Invocations, queued calls and log streams are asyncio; the rest of the control plane is Flask."""

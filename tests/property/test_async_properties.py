@@ -221,6 +221,23 @@ def test_a_callback_tells_about_the_call_once(headers):
 
 
 @given(st.binary(max_size=200))
+def test_a_key_is_kept_or_refused(value):
+    """Never changed, never ignored: whoever gives one relies on it."""
+    if 1 <= len(value) <= 128 and all(0x20 <= byte <= 0x7E for byte in value):
+        assert idempotency_key(value).encode() == value
+    else:
+        with pytest.raises(InvalidInput, match="1 to 128 printable ASCII"):
+            idempotency_key(value)
+
+
+@given(st.text(max_size=8), st.binary(max_size=8), st.text(max_size=8), st.binary(max_size=8))
+def test_what_differs_has_another_digest(target, body, other, other_body):
+    """Also where path and body together read alike."""
+    assert (digest(target, body) == digest(other, other_body)) == ((target, body) == (other, other_body))
+    assert digest(target + "x", body) != digest(target, b"x" + body)
+
+
+@given(st.binary(max_size=200))
 def test_a_call_id_is_kept_only_if_it_is_harmless(value):
     """It goes into headers and logs as it is."""
     kept = sane_call_id(value)

@@ -40,6 +40,9 @@ CALL_S = 30.0
 """Longest wait for a word of the engine: creating a container of a large image on a slow disk takes ten seconds."""
 STREAM_S = 300.0
 """The same while an image is pulled, or where nothing need come for a while."""
+EVENTS_S = 90.0
+"""The same of its events: the engine ends each stream of them after a minute (`docker_watch.RELIST_S`), so that one
+which is silent for longer, or does not begin, is of an engine that hangs."""
 PULL_S = 3600.0
 """Longest pull of an image."""
 CONNECTIONS_MAX = 64
@@ -55,7 +58,7 @@ class _Client(docker.APIClient):  # type: ignore[misc]
 
     def send(self, request: Any, **kwargs: Any) -> Any:
         if kwargs.get("timeout") is None:
-            kwargs["timeout"] = STREAM_S
+            kwargs["timeout"] = EVENTS_S if "/events?" in request.url else STREAM_S
         return super().send(request, **kwargs)
 
 

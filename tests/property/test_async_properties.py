@@ -4,9 +4,11 @@ import ipaddress
 import math
 from collections import Counter, deque
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from infless_core.errors import InvalidInput
 from infless_provider.async_policy import (
     RETRIED,
     Again,
@@ -16,6 +18,8 @@ from infless_provider.async_policy import (
     after_callback,
     after_invocation,
     callback_headers,
+    digest,
+    idempotency_key,
     request_headers,
     retry_after_s,
 )
@@ -230,7 +234,11 @@ def test_a_key_is_kept_or_refused(value):
             idempotency_key(value)
 
 
-@given(st.text(max_size=8), st.binary(max_size=8), st.text(max_size=8), st.binary(max_size=8))
+texts = st.text(max_size=8)
+bodies = st.binary(max_size=8)
+
+
+@given(texts, bodies, texts, bodies)
 def test_what_differs_has_another_digest(target, body, other, other_body):
     """Also where path and body together read alike."""
     assert (digest(target, body) == digest(other, other_body)) == ((target, body) == (other, other_body))

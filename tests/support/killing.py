@@ -65,12 +65,15 @@ def settle(fresh: ProviderProcess, clients: Sequence[believed.Client]) -> None:
 
 
 def check_queued_calls(fresh: ProviderProcess, clients: Sequence[believed.Client], seen: set[str]) -> None:
-    """Each accepted call was seen by its function, or is in the books as failed because that was removed."""
+    """Each accepted call was seen by its function, or is in the books as failed because that was removed.
+
+    A function that was removed takes its counts along, so those of mortal ones only have an upper bound.
+    """
     for client in clients:
         book = books.queue(fresh, client.name)
-        assert len(client.accepted) <= book["accepted"] <= len(client.accepted) + len(client.unsure)
+        assert book["accepted"] <= len(client.accepted) + len(client.unsure)
         assert book["waiting"] == book["cancelled"] == 0
-        missed = set(client.accepted) - seen
-        assert len(missed) <= book["failed"], missed
         if not client.mortal:
+            assert len(client.accepted) <= book["accepted"]
             assert book["failed"] == 0
+            assert set(client.accepted) <= seen

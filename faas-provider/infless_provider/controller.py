@@ -62,12 +62,8 @@ class Controller:
         self._busy: set[str] = set()
         self._unserved: list[StoredFunction] = []
         self._housekeeping = Housekeeping(
-            self._everything,
-            lambda: [(i.function, i.version) for i in self.fleet.instances.values()],
-            secrets,
-            backend,
-            settings.logs_dir,
-        )
+            self._everything, self.fleet.versions, secrets, backend, settings.logs_dir
+        )  # fmt: skip
         # Most of them wait: for a registry, or for their turn to be timed.
         self._threads = ThreadPoolExecutor(max_workers=32, thread_name_prefix="deploy")
 
@@ -142,11 +138,8 @@ class Controller:
             async with self._housekeeping.deployment():
                 version, profile = await self._fetch(spec, wishes)
                 function = self.functions.get(spec.key)
-                stored = (
-                    function.stored.updated(version)
-                    if function
-                    else StoredFunction(version=version, created_at_s=self.clock.wall_s())
-                )
+                new = StoredFunction(version=version, created_at_s=self.clock.wall_s())
+                stored = function.stored.updated(version) if function else new
                 self._state.put_function(stored)
         finally:
             self._busy.discard(spec.key)
@@ -268,14 +261,10 @@ class Controller:
             function = self.functions.get(wire.function_key(alert.function_name))
             if function is None:
                 LOG.warning("alert: function %r does not exist", alert.function_name)
-            elif not alert.firing:
-                self._scale(function, None)
-            else:
-                wishes, wanted = function.wishes, function.wanted(self.clock.now_s())
-                factor = wishes.scale_factor_percent
-                self._scale(
-                    function, replicas_after(replicas=wanted, most=wishes.scale_max, factor_percent=factor)
-                )  # fmt: skip
+                continue
+            wanted, most = function.wanted(self.clock.now_s()), function.wishes.scale_max
+            more = replicas_after(replicas=wanted, most=most, factor_percent=function.wishes.scale_factor_percent)
+            self._scale(function, more if alert.firing else None)
 
     def find(self, name: str, namespace: object = None) -> FunctionState:
         """A function by `name` or `name.namespace`.

@@ -162,6 +162,10 @@ class Fleet:
             instance.drain_until_s = self._clock.now_s() + DRAIN_GRACE_S
             self._backend.terminate(instance.id)
 
+    def versions(self) -> list[tuple[str, str]]:
+        """Function and version of each instance."""
+        return [(instance.function, instance.version) for instance in self.instances.values()]
+
     def check(self, instance: Instance) -> None:
         """Look now whether it still lives: somebody could not reach it."""
         self._look_at(instance)

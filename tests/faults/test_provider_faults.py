@@ -206,7 +206,8 @@ class TestInstances:
         assert {answer.status_code for answer in answers} == {504}
         assert all(1.9 < answer.elapsed.total_seconds() < 4.0 for answer in answers)
         assert books.codes(fresh, "f") == Counter({"504": 5})
-        books.assert_nothing_left_open(fresh, before, pooled=1)
+        # Each instance that was asked whether it is ready keeps a connection; the planner may have started more of them.
+        books.assert_nothing_left_open(fresh, before, pooled=len(fresh.instances("f")) + len(fresh.instances("g")))
         books.kill_instance(fresh.pids("f")[0])  # it would not end by itself within the five seconds of a Ctrl-C
 
     def test_that_answers_garbage_and_closes_in_the_middle(self, fresh: ProviderProcess) -> None:

@@ -2,7 +2,8 @@
 
 The provider (nginx) has one core; the instance and the load generator share the other, in all cases. Those two may take
 more of theirs than the proxy takes of its own, and then the rate is theirs: so the processor time of a request in the
-proxy itself is given beside it. Latency is measured at half of the provider's highest rate, interleaved.
+proxy itself is given beside it. Latency is measured at half of the provider's highest rate, interleaved, with requests
+that come one by one (`wrk`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import argparse
 import statistics
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import h2load, nginx, processes, record, servers
+from benchmarks import h2load, nginx, processes, record, servers, wrk
 
 CLIENTS = 32
+PACED_CLIENTS = 128
 ROUNDS = 5
 MEMORY_REQUESTS = 1_000_000
 
@@ -67,19 +70,21 @@ def rates(routes: dict[str, str], pids: dict[str, int], seconds: float) -> dict[
 
 def latencies(routes: dict[str, str], rate_rps: float, seconds: float) -> dict[str, object]:
     """At a rate that all of them bear."""
-    runs: dict[str, list[h2load.Run]] = {name: [] for name in routes}
-    for _ in range(ROUNDS):
+    runs: dict[str, list[wrk.Paced]] = {name: [] for name in routes}
+    for seed in range(ROUNDS):
         for name, url in routes.items():
-            runs[name].append(h2load.run(url, clients=CLIENTS, seconds=seconds, rate_rps=rate_rps))
-    p50_s = {name: statistics.median(run.quantile_s(0.50) for run in made) for name, made in runs.items()}
-    p99_s = {name: statistics.median(run.quantile_s(0.99) for run in made) for name, made in runs.items()}
+            run = wrk.run(url, clients=PACED_CLIENTS, seconds=seconds, rate_rps=rate_rps, seed=seed)
+            runs[name].append(run)
+            print(f"  {name:9} {run.rate_rps:8.0f}/s  p50 {1e3 * run.p50_s:.2f} ms", file=sys.stderr)
+    p50_s = {name: statistics.median(run.p50_s for run in made) for name, made in runs.items()}
+    p99_s = {name: statistics.median(run.p99_s for run in made) for name, made in runs.items()}
     return {
         "latency_at_rps": rate_rps,
         "p50_s": p50_s,
         "p99_s": p99_s,
         "added_p50_s": {name: p50_s[name] - p50_s["direct"] for name in ("provider", "nginx")},
         "added_p99_s": {name: p99_s[name] - p99_s["direct"] for name in ("provider", "nginx")},
-        "runs": {name: [run.summary for run in made] for name, made in runs.items()},
+        "runs": {name: [asdict(run) for run in made] for name, made in runs.items()},
     }
 
 

@@ -32,15 +32,9 @@ class Credentials:
         Args:
             header: its value; an empty `Bearer ` (a client that never logged in) is no credential and no error.
         """
-        scheme, _, encoded = (header or "").partition(" ")
-        if scheme.lower() != "basic":
-            return False
-        try:
-            user, _, given = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
-        except ValueError:  # not base64, not ASCII, not UTF-8
-            return False
-        right_user = hmac.compare_digest(user.encode(), self.user.encode())
-        return hmac.compare_digest(given.encode(), self.password.encode()) and right_user
+        user, given = _basic(header)
+        right_user = hmac.compare_digest(user, self.user.encode())
+        return hmac.compare_digest(given, self.password.encode()) and right_user
 
     def names(self, header: str | None) -> bool:
         """Whether an Authorization header is `Basic` with this user, whatever the password; compared in constant time.
@@ -48,14 +42,20 @@ class Credentials:
         Args:
             header: as for `admit`. What that admits is named, too.
         """
-        scheme, _, encoded = (header or "").partition(" ")
-        if scheme.lower() != "basic":
-            return False
-        try:
-            user, _, _ = base64.b64decode(encoded.strip(), validate=True).partition(b":")
-        except ValueError:  # not base64, not ASCII
-            return False
+        user, _ = _basic(header)
         return hmac.compare_digest(user, self.user.encode())
+
+
+def _basic(header: str | None) -> tuple[bytes, bytes]:
+    """User and password of an Authorization header (RFC 7617); both empty where it has none."""
+    scheme, _, encoded = (header or "").partition(" ")
+    if scheme.lower() != "basic":
+        return b"", b""
+    try:
+        user, _, given = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+    except ValueError:  # not base64, not ASCII
+        return b"", b""
+    return user, given
 
 
 def ensure_credentials(folder: Path) -> Credentials:

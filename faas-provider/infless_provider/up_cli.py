@@ -53,12 +53,16 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @click.option("--body-max", default="64Mi", show_default=True, help="Largest body of an invocation.")
 @click.option("--invoke-timeout", default="60s", show_default=True, help="Longest invocation, cold start included.")
+@click.option(
+    "--start-timeout", default="120s", show_default=True, help="An instance that is not ready by then has failed."
+)
 @click.option("--solver", default="auto", show_default=True, help="See `infless plan --help`.")
 @click.option("--prometheus", metavar="URL", help="Learn execution times from it (default from the instances).")
 def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     host: str, port: int, state_dir: Path | None, backend: str, bundles: Path, cluster: Path | None, cpu_cores: int,
     latency_target: str, tls_cert: Path | None, tls_key: Path | None, credentials: Path | None, no_auth: bool,
-    callbacks_allow: tuple[str, ...], body_max: str, invoke_timeout: str, solver: str, prometheus: str | None,
+    callbacks_allow: tuple[str, ...], body_max: str, invoke_timeout: str, start_timeout: str, solver: str,
+    prometheus: str | None,
 ) -> None:  # fmt: skip
     """Run the provider: the OpenFaaS API, invocations, planning. Ctrl-C ends it and its instances.
 
@@ -76,8 +80,9 @@ def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     CallbackPolicy.parse(callbacks_allow)
     body_max_bytes = parse_memory_bytes(body_max, "--body-max")
     invoke_timeout_s = parse_duration_s(invoke_timeout, "--invoke-timeout")
-    if not body_max_bytes or not invoke_timeout_s:
-        raise InvalidInput("--body-max and --invoke-timeout: 0 would refuse everything; write more than that")
+    start_timeout_s = parse_duration_s(start_timeout, "--start-timeout")
+    if not body_max_bytes or not invoke_timeout_s or not start_timeout_s:
+        raise InvalidInput("--body-max, --invoke-timeout and --start-timeout: 0 would refuse everything; write more")
     run(
         Settings(
             state_dir=(state_dir or default_state_dir()).resolve(),
@@ -95,6 +100,7 @@ def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             callbacks_allowed=callbacks_allow,
             body_max_bytes=body_max_bytes,
             invoke_timeout_s=invoke_timeout_s,
+            start_timeout_s=start_timeout_s,
             solver=solver,
             prometheus_url=check_url(prometheus, "--prometheus") if prometheus else "",
         )

@@ -84,7 +84,7 @@ class Fleet:
             self.failed_to_start(function, str(error))
             return None
         self.record("start", instance, reason)
-        self._look_at(instance)
+        self.check(instance)
         return instance
 
     def _new_id(self, name: str) -> str:
@@ -126,7 +126,7 @@ class Fleet:
             instance.version = stored.version
             instance.untold = True  # nobody knows whether it was told before the restart
             self.record("adopt", instance, instance.reason)
-            self._look_at(instance)
+            self.check(instance)
         self._backend.sweep(set(self.instances))
 
     def resize(self, instance: Instance, configuration: Configuration) -> None:
@@ -166,10 +166,6 @@ class Fleet:
         """Function and version of each instance."""
         return [(instance.function, instance.version) for instance in self.instances.values()]
 
-    def check(self, instance: Instance) -> None:
-        """Look now whether it still lives: somebody could not reach it."""
-        self._look_at(instance)
-
     async def watch(self) -> None:
         """Notice who became ready and who has ended, for ever. The backend's events only make it sooner."""
         looks = 0
@@ -184,15 +180,15 @@ class Fleet:
     def _look(self, *, everyone: bool = True) -> None:
         for instance in list(self.instances.values()):
             if everyone or instance.untold or instance.phase is not Phase.READY:
-                self._look_at(instance)
+                self.check(instance)
 
     def _event(self, id_: str) -> None:
         instance = self.instances.get(id_)
         if instance is not None:
-            self._look_at(instance)
+            self.check(instance)
 
-    def _look_at(self, instance: Instance) -> None:
-        """Go on with one instance from what its backend sees."""
+    def check(self, instance: Instance) -> None:
+        """Look now, and go on with one instance from what its backend sees: also when somebody could not reach it."""
         if instance.id not in self.instances:
             return  # it has ended while others were looked at
         sight = self._backend.see(instance.id)

@@ -71,11 +71,6 @@ class Settings:
         return self.credentials or self.state_dir
 
     @property
-    def bundles_kept(self) -> Path:
-        """Immutable copies of what was deployed, by digest."""
-        return self.state_dir / "bundles"
-
-    @property
     def secrets_dir(self) -> Path:
         """Values of secrets, and what functions see of them."""
         return self.state_dir / "secrets"
@@ -84,11 +79,6 @@ class Settings:
     def queue(self) -> Path:
         """Calls that were accepted and are not done."""
         return self.state_dir / "queue.sqlite"
-
-    @property
-    def scratch(self) -> Path:
-        """Temporary folders of instances and measurements."""
-        return self.state_dir / "tmp"
 
     @property
     def logs_dir(self) -> Path:

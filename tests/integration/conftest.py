@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import docker_backend
 import pytest
 from provider_process import ProviderProcess, processes_of
 
@@ -24,3 +25,13 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProcess]
     ]
     made.destroy()
     assert processes_of(made.root) == [], left
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An image of the template."""
+    if (why := docker_backend.missing()) is not None:
+        pytest.skip(why)
+    pytest.importorskip("docker", reason="infless[docker] is not installed")
+    with docker_backend.template_image(tmp_path_factory.mktemp("image")) as name:
+        yield name

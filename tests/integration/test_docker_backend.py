@@ -21,16 +21,6 @@ from infless_provider.backends.base import CurveOrder, Stage
 pytestmark = [pytest.mark.integration, pytest.mark.docker]
 
 
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An image of the template."""
-    if (why := helper.missing()) is not None:
-        pytest.skip(why)
-    pytest.importorskip("docker", reason="infless[docker] is not installed")
-    with helper.template_image(tmp_path_factory.mktemp("image")) as name:
-        yield name
-
-
 @pytest.fixture
 def owner() -> Iterator[str]:
     """An owner; no container of his is left, and the test says so when one was."""

@@ -15,16 +15,6 @@ from provider_process import ProviderProcess, wait_until
 pytestmark = [pytest.mark.integration, pytest.mark.docker]
 
 
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An image of the template."""
-    if (why := helper.missing()) is not None:
-        pytest.skip(why)
-    pytest.importorskip("docker", reason="infless[docker] is not installed")
-    with helper.template_image(tmp_path_factory.mktemp("image")) as name:
-        yield name
-
-
 @pytest.fixture
 def provider(image: str, fresh: ProviderProcess) -> Iterator[ProviderProcess]:
     """On Docker; no container of it is left, and the test says so when one was."""

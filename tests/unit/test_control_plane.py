@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import threading
 
 import pytest
 from fakes import World
@@ -37,18 +36,6 @@ class Plane:
         answer = self.client.get(path)
         assert (answer.status_code, answer.content_type) == (200, "application/json")
         return answer.json
-
-
-@pytest.fixture(scope="module")
-def loop():
-    """As the provider has it."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield loop
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
 
 
 @pytest.fixture

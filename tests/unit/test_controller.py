@@ -365,7 +365,7 @@ def test_unused_bundles_go_at_a_restart(world):
         await world.update(code="2")
         await world.running(f)
         assert (len(f.current()), f.stored.previous, old.phase) == (2, None, Phase.READY)
-        kept = world.settings.bundles_kept
+        kept = world.settings.state_dir / "bundles"
         for copies in (2, 1):
             await world.restart()
             assert len(list(kept.iterdir())) == copies

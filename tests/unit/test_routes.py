@@ -5,7 +5,6 @@ import base64
 import json
 import re
 import socket
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -84,18 +83,6 @@ class Everything:
         return Parts(
             controller=self, views=self, tenants=self, problem=self.problem, metrics=self.metrics, observe=self.observe
         )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def loop():
-    """An event loop in a thread of its own, as the provider has it."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield loop
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
 
 
 @pytest.fixture(scope="module")

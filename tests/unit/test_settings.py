@@ -13,7 +13,7 @@ SETTINGS = Settings(state_dir=Path("/state"), bundles_dir=Path("/build"))
 
 def test_everything_lies_in_the_state_folder():
     """So that moving or removing it moves or removes everything, and no two things share a place."""
-    names = ("database", "profiles", "bundles_kept", "secrets_dir", "queue", "scratch", "logs_dir")
+    names = ("database", "profiles", "secrets_dir", "queue", "logs_dir")
     places = [getattr(SETTINGS, name) for name in names]
     assert {place.parent for place in places} == {SETTINGS.state_dir}
     assert len(set(places)) == len(names)

@@ -17,9 +17,11 @@ def make_backend(settings: Settings) -> Backend:
     Raises:
         InvalidInput: there is no such backend, or the cluster file cannot be used.
     """
-    from infless_provider.cluster import read_cluster
+    cluster = None
+    if settings.cluster_file:
+        from infless_provider.cluster import read_cluster  # few have one
 
-    cluster = read_cluster(settings.cluster_file) if settings.cluster_file else None
+        cluster = read_cluster(settings.cluster_file)
     if settings.backend == "process":
         from infless_provider.backends.process import ProcessBackend
 

@@ -140,9 +140,15 @@ def said(provider: ProviderProcess, words: str) -> int:
     return provider.log.read_text().count(words)
 
 
+def take(seconds: str, sleep: Path) -> None:
+    """The function takes this long from now on; in one step, as it reads the file at every call."""
+    sleep.with_suffix(".new").write_text(seconds)
+    sleep.with_suffix(".new").replace(sleep)
+
+
 def deploy(provider: ProviderProcess, sleep: Path, *options: str) -> None:
     """A function that takes as long as a file says."""
-    sleep.write_text("0.01")
+    take("0.01", sleep)
     provider.start("--cpu-cores", "1", *options)
     provider.deploy("f", HANDLER.format(path=str(sleep)), labels={"com.infless.batch.max": "1"})
 
@@ -157,7 +163,7 @@ def test_a_bad_prometheus_stops_nothing(provider: ProviderProcess, prometheus: B
         for mood in ("500", "slow"):
             prometheus.mood, asked = mood, prometheus.asked
             wait_until(lambda asked=asked: prometheus.asked > asked, f"asked while {mood}")  # type: ignore[misc]
-        (tmp_path / "sleep").write_text("0.04")  # a throttled core, seen without Prometheus
+        take("0.04", tmp_path / "sleep")  # a throttled core, seen without Prometheus
         wait_until(lambda: (gauge(provider, "infless_profile_factor{") or 0) > 3, "the change is followed", 45.0)
         assert gauge(provider, 'infless_profile_source_up{source="prometheus"}') == 0
         assert gauge(provider, 'infless_profile_source_up{source="instances"}') == 1
@@ -181,7 +187,7 @@ def test_a_damaged_database_stops_nothing(provider: ProviderProcess, tmp_path: P
         (tmp_path / "damaged").write_bytes(b"no database " * 1000)
         # In one step: a write that is under way just now would heal half of the file.
         (tmp_path / "damaged").replace(provider.state / "profiles.sqlite")
-        (tmp_path / "sleep").write_text("0.04")
+        take("0.04", tmp_path / "sleep")
         wait_until(lambda: (gauge(provider, "infless_profile_factor{") or 0) > 3, "the change is followed", 45.0)
         wait_until(lambda: said(provider, "a restart will not know the corrections"), "the damage is told")
     finally:

@@ -32,7 +32,8 @@ from infless_provider.state import State, StoredFunction, Version
 LOG = logging.getLogger("infless.controller")
 _T = TypeVar("_T")
 TRIES = 2
-"""Instances of an updated version that may end before they are ready; then the version before is restored."""
+"""Instances of an updated version that may end before they are ready; then the version before is restored. One that
+hung until its start timeout counts as so many."""
 
 
 class Controller:
@@ -392,7 +393,7 @@ class Controller:
             return
         function.instances.pop(instance.id, None)
         if phase is Phase.STARTING and instance.version == function.version:
-            self.fleet.failed_to_start(function, words)
+            self.fleet.failed_to_start(function, words, TRIES if instance.doom else 1)
         if phase is Phase.STARTING or not function.current():
             function.wake()  # who waits for it gets the reason now, not at the end of their patience
         if phase is not Phase.DRAINING:

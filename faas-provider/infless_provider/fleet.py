@@ -311,9 +311,9 @@ class Fleet:
         function.instances[id_] = instance
         return instance
 
-    def failed_to_start(self, function: FunctionState, words: str) -> None:
+    def failed_to_start(self, function: FunctionState, words: str, counts: int = 1) -> None:
         """An instance ended before it was ready: wait longer each time before the next try."""
-        function.failures += 1
+        function.failures += counts
         function.retry_at_s = self._clock.now_s() + min(60.0, 2.0 ** min(function.failures, 10))
         function.last_failure = words or "an instance ended before it was ready"
         LOG.error("%s: %s", function.key, function.last_failure)

@@ -16,7 +16,7 @@ from infless_profiler.store import ProfileStore
 from infless_provider.backends.process import ProcessBackend
 from infless_provider.bundles import digest_of, find_bundle, profile_key
 from infless_provider.profiling import Profiles
-from infless_provider.settings import usable_cores
+from infless_provider.settings import START_TIMEOUT_S, usable_cores
 from infless_provider.stackfile import StackFunction, read_stack
 
 
@@ -39,7 +39,7 @@ def profile_functions(
     with tempfile.TemporaryDirectory() as scratch:
         # Not the state folder: a provider that starts there meanwhile would take the measurement for a stray.
         backend = ProcessBackend(cpus, Path(scratch), bundles_dir)
-        profiles = Profiles(store, SystemClock(), len(cpus), backend.curve)
+        profiles = Profiles(store, SystemClock(), len(cpus), backend.curve, START_TIMEOUT_S)
         return {
             function.name: _points(profiles, function, bundles_dir, batches, progress)
             for function in read_stack(stack_path, os.environ, names).functions

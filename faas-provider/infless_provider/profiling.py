@@ -15,6 +15,8 @@ from infless_provider.backends.base import CurveOrder
 
 BUDGET_S = 1.5
 """Seconds of timing for each core count: a deployment must answer well within faas-cli's 60 s."""
+_BUDGETS_MAX = 20
+"""So many budgets may timing take: a batch size is run five times, however long that takes."""
 
 
 class Profiles:
@@ -25,9 +27,13 @@ class Profiles:
         clock: for when it was measured.
         cpus: the most cores that an instance may get.
         curve: a backend's `curve`.
+        load_s: how long a function may take to load.
     """
 
-    def __init__(self, store: ProfileStore, clock: Clock, cpus: int, curve: Callable[[CurveOrder], str]) -> None:
+    def __init__(
+        self, store: ProfileStore, clock: Clock, cpus: int, curve: Callable[[CurveOrder], str], load_s: float
+    ) -> None:
+        self._load_s = load_s
         self._curve = curve
         self._store = store
         self._clock = clock
@@ -168,6 +174,7 @@ class Profiles:
                     batches=batches,
                     cpu_cores=cpu_cores,
                     budget_s=budget_s,
+                    timeout_s=self._load_s + _BUDGETS_MAX * budget_s,
                     memory_bytes=memory_bytes,
                     secrets=secrets,
                     cancelled=self._cancelled.is_set,

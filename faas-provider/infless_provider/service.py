@@ -70,7 +70,7 @@ class Provider:
         await self._backend.open()
         server = self._backend.servers[0]
         store = ProfileStore(settings.profiles, processor_name())
-        profiles = Profiles(store, clock, server.cpu_cores, self._backend.curve)
+        profiles = Profiles(store, clock, server.cpu_cores, self._backend.curve, settings.start_timeout_s)
         secrets = SecretStore(settings.secrets_dir, settings.secrets_max, self._backend.runs_as)
         self._controller = controller = Controller(settings, self._state, self._backend, profiles, secrets, clock)
         self._proxy = Proxy(controller, self._metrics, settings, clock, self._ours)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 NAMESPACE = "openfaas-fn"
 """The default namespace: what is meant where none is named (OpenFaaS's own default)."""
+START_TIMEOUT_S = 120.0
+"""Large models load for a minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +28,8 @@ class Settings:
     body_max_bytes: int = 64 * 1024 * 1024
     invoke_timeout_s: float = 60.0
     """Longest time of one invocation, cold start included (faas-cli gives up after 60 s)."""
-    start_timeout_s: float = 120.0
-    """An instance that is not ready by then has failed; large models load for a minute."""
+    start_timeout_s: float = START_TIMEOUT_S
+    """An instance that is not ready by then has failed; one that is timed gets as long to load."""
     solver: str = "auto"
     prometheus_url: str = ""
     """Where execution times are read; empty asks the instances themselves."""

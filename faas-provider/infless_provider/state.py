@@ -143,7 +143,11 @@ def in_use(
 
 
 class State:
-    """One connection, used on one thread. Each call is a transaction that is on disk when it returns."""
+    """One connection, used on one thread. Each call is a transaction.
+
+    What users asked for is on the disk when a call returns. Rows of instances outlive this program, not the machine,
+    and neither do the instances: an fsync for each would keep the event loop waiting for nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         self.left_out = 0
@@ -156,7 +160,6 @@ class State:
             raise StateError(f"the state database {path} cannot be opened: {error}") from error
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
             self._migrate()
         except sqlite3.Error as error:
             self._db.close()
@@ -233,7 +236,7 @@ class State:
     def put_instance(self, instance: StoredInstance) -> None:
         """Add or replace."""
         c = instance.configuration
-        with self._transaction() as db:
+        with self._transaction(durable=False) as db:
             db.execute(
                 "INSERT OR REPLACE INTO instance VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -249,7 +252,7 @@ class State:
 
     def delete_instance(self, id_: str) -> None:
         """Forget an instance that has ended."""
-        with self._transaction() as db:
+        with self._transaction(durable=False) as db:
             db.execute("DELETE FROM instance WHERE id = ?", (id_,))
 
     def namespaces(self) -> list[StoredNamespace]:
@@ -298,8 +301,10 @@ class State:
             raise StateError(f"the state database {self._path} cannot be read: {error}") from error
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """In WAL mode, FULL is an fsync for each transaction, NORMAL one for each checkpoint (SQLite's PRAGMA)."""
         try:
+            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             with self._db:
                 yield self._db
         except sqlite3.Error as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -13,6 +15,32 @@ from infless_provider.backends.choose import BACKENDS
 from infless_provider.settings import Settings, default_state_dir
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+LIMITS = {
+    "connections": "connections_max",
+    "functions": "functions_max",
+    "invocations": "streams_max",
+    "namespaces": "namespaces_max",
+    "secrets": "secrets_max",
+    "waiting": "waiting_max",
+}
+"""Names for `--limit`, and the settings they are; `docs/how-to/secure-the-provider.md` says what each counts."""
+
+
+def parse_limits(texts: Iterable[str]) -> dict[str, int]:
+    """Settings from `NAME=NUMBER`.
+
+    Raises:
+        InvalidInput: no such limit, or no number above 0.
+    """
+    found = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in LIMITS:
+            raise InvalidInput(f"--limit: {name!r} is unknown; allowed are {', '.join(LIMITS)}, as in functions=5000")
+        if not re.fullmatch("[1-9][0-9]{0,8}", number):
+            raise InvalidInput(f"--limit: {text!r}: write a whole number above 0, as in {name}=5000")
+        found[LIMITS[name]] = int(number)
+    return found
 
 
 @click.command(name="up")
@@ -52,6 +80,13 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="Results of queued calls may go there although it is not public; '*' is anywhere. May be repeated.",
 )
 @click.option("--body-max", default="64Mi", show_default=True, help="Largest body of an invocation.")
+@click.option("--queued-body-max", default="1Mi", show_default=True, help="Largest body of a call that is queued.")
+@click.option(
+    "--limit",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    help=f"The most {', '.join(LIMITS)}. May be repeated.",
+)
 @click.option("--invoke-timeout", default="60s", show_default=True, help="Longest invocation, cold start included.")
 @click.option(
     "--start-timeout", default="120s", show_default=True, help="An instance that is not ready by then has failed."
@@ -61,8 +96,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     host: str, port: int, state_dir: Path | None, backend: str, bundles: Path, cluster: Path | None, cpu_cores: int,
     latency_target: str, tls_cert: Path | None, tls_key: Path | None, credentials: Path | None, no_auth: bool,
-    callbacks_allow: tuple[str, ...], body_max: str, invoke_timeout: str, start_timeout: str, solver: str,
-    prometheus: str | None,
+    callbacks_allow: tuple[str, ...], body_max: str, queued_body_max: str, limit: tuple[str, ...],
+    invoke_timeout: str, start_timeout: str, solver: str, prometheus: str | None,
 ) -> None:  # fmt: skip
     """Run the provider: the OpenFaaS API, invocations, planning. Ctrl-C ends it and its instances.
 
@@ -79,10 +114,13 @@ def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         raise InvalidInput("--tls-cert and --tls-key: give both or none")
     CallbackPolicy.parse(callbacks_allow)
     body_max_bytes = parse_memory_bytes(body_max, "--body-max")
+    queued_body_max_bytes = parse_memory_bytes(queued_body_max, "--queued-body-max")
     invoke_timeout_s = parse_duration_s(invoke_timeout, "--invoke-timeout")
     start_timeout_s = parse_duration_s(start_timeout, "--start-timeout")
-    if not body_max_bytes or not invoke_timeout_s or not start_timeout_s:
-        raise InvalidInput("--body-max, --invoke-timeout and --start-timeout: 0 would refuse everything; write more")
+    if not all((body_max_bytes, queued_body_max_bytes, invoke_timeout_s, start_timeout_s)):
+        raise InvalidInput(
+            "--body-max, --queued-body-max, --invoke-timeout and --start-timeout: 0 would refuse everything; write more"
+        )
     run(
         Settings(
             state_dir=(state_dir or default_state_dir()).resolve(),
@@ -99,9 +137,11 @@ def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             tls_key=tls_key,
             callbacks_allowed=callbacks_allow,
             body_max_bytes=body_max_bytes,
+            async_body_max_bytes=queued_body_max_bytes,
             invoke_timeout_s=invoke_timeout_s,
             start_timeout_s=start_timeout_s,
             solver=solver,
             prometheus_url=check_url(prometheus, "--prometheus") if prometheus else "",
+            **parse_limits(limit),
         )
     )

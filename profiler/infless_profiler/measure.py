@@ -31,8 +31,6 @@ REQUEST_S = 0.0001
 """The watchdog's own time for one request (parsing, queue, answer, metrics) on the core that the model also needs:
 `python -m benchmarks.watchdog` measures about 70 us a request on a trivial model."""
 
-_LOAD_S = 60.0
-"""Large models load for most of a minute; what has not begun to be timed then hangs."""
 _LOOK_S = 0.2
 """How often a child is asked for: a provider that stops must not wait for a model that loads."""
 
@@ -133,6 +131,7 @@ def run_curve(
     batches: Sequence[int],
     cpus: Collection[int],
     budget_s: float,
+    timeout_s: float,
     cancelled: Callable[[], bool] = lambda: False,
     launcher: Sequence[str] = (),
 ) -> str:
@@ -144,6 +143,7 @@ def run_curve(
         batches: batch sizes.
         cpus: the numbers of those cores.
         budget_s: seconds of timing, start not included.
+        timeout_s: what has not ended by then, start included, hangs.
         cancelled: asked several times a second; True ends the child.
         launcher: what comes before its command: sets limits on itself, and then becomes it.
 
@@ -160,7 +160,7 @@ def run_curve(
     ]  # fmt: skip
     env = {**child_environment(bundle, environment), "cpu_cores": str(len(cpus))}
     try:
-        code, out, err = _run(command, env, bundle, cpus, _LOAD_S + 20 * budget_s, cancelled)
+        code, out, err = _run(command, env, bundle, cpus, timeout_s, cancelled)
     except (OSError, subprocess.SubprocessError) as error:
         raise BackendError(f"{bundle.name} could not be timed: {error}") from error
     if code != 0:

@@ -222,7 +222,14 @@ def test_usage_is_measured(backend: Driven, artifact: str) -> None:
 
 def order(artifact: str, **fields: object) -> CurveOrder:
     """One timing."""
-    fixed = {"artifact": artifact, "environment": {}, "batches": [1, 2], "cpu_cores": 1, "budget_s": 0.3}
+    fixed = {
+        "artifact": artifact,
+        "environment": {},
+        "batches": [1, 2],
+        "cpu_cores": 1,
+        "budget_s": 0.3,
+        "timeout_s": 60.0,
+    }
     return CurveOrder(**{**fixed, **fields})
 
 

@@ -231,7 +231,9 @@ def test_a_bundle_that_is_gone(backend, launch, tmp_path):
     with pytest.raises(BackendError, match="f-1 could not be started: its bundle .*bundle is gone; deploy"):
         backend.start(gone)
     with pytest.raises(BackendError, match="its bundle .*bundle is gone; deploy"):
-        backend.curve(CurveOrder(artifact=gone.artifact, environment={}, batches=(1,), cpu_cores=1, budget_s=0.1))
+        backend.curve(
+            CurveOrder(artifact=gone.artifact, environment={}, batches=(1,), cpu_cores=1, budget_s=0.1, timeout_s=60.0)
+        )
     assert not (tmp_path / "state" / "tmp").exists()
 
 
@@ -614,7 +616,9 @@ def test_timing_has_a_folder_that_is_found_again(backend, launch, tmp_path):
         "import os\nprint(os.environ['TMPDIR'], os.environ['HOME'], os.environ['a'], sorted(os.sched_getaffinity(0)))"
     )
     artifact = launch(script).artifact
-    order = CurveOrder(artifact=artifact, environment={"a": "b"}, batches=(1,), cpu_cores=1, budget_s=0.1)
+    order = CurveOrder(
+        artifact=artifact, environment={"a": "b"}, batches=(1,), cpu_cores=1, budget_s=0.1, timeout_s=60.0
+    )
     folder, home, variable, cores = backend.curve(order).strip().split(" ", 3)
     assert folder == home
     assert folder.startswith(str(tmp_path / "state" / "tmp" / "profile-"))
@@ -624,7 +628,9 @@ def test_timing_has_a_folder_that_is_found_again(backend, launch, tmp_path):
 
 def timing(artifact, **more):
     """An order for one batch on one core."""
-    return CurveOrder(artifact=artifact, environment={}, batches=(1,), cpu_cores=1, budget_s=0.1, **more)
+    return CurveOrder(
+        artifact=artifact, environment={}, batches=(1,), cpu_cores=1, budget_s=0.1, timeout_s=60.0, **more
+    )
 
 
 def test_timing_sees_the_secrets(backend, launch, tmp_path):

@@ -268,7 +268,7 @@ def test_images_are_found_pulled_or_refused(tmp_path, spec_of):
 def test_a_timing_prints_and_is_removed(tmp_path):
     """Images of others print nothing, and nothing is run."""
     with opened(tmp_path) as (world, _):
-        order = CurveOrder(artifact=OURS.id, environment={}, batches=[1], cpu_cores=1, budget_s=0.1)
+        order = CurveOrder(artifact=OURS.id, environment={}, batches=[1], cpu_cores=1, budget_s=0.1, timeout_s=60.0)
         assert world.backend.curve(order) == '{"batch": 1}\n'
         assert world.engine.boxes == {}
         made = len(world.engine.done)
@@ -288,7 +288,7 @@ def test_a_timing_that_needs_too_much_memory_says_so(tmp_path, monkeypatch):
             return 137
 
         monkeypatch.setattr(engine, "wait", killed)
-        order = CurveOrder(artifact=OURS.id, environment={}, batches=[1], cpu_cores=1, budget_s=0.1)
+        order = CurveOrder(artifact=OURS.id, environment={}, batches=[1], cpu_cores=1, budget_s=0.1, timeout_s=60.0)
         with pytest.raises(BackendError, match="it needed more memory than its limit, 64 MiB"):
             world.backend.curve(order)
         assert engine.boxes == {}

@@ -122,7 +122,7 @@ def test_images_of_others():
 def test_a_timing_has_no_network():
     """And the same limits and secrets as an instance."""
     order = CurveOrder(
-        artifact="sha256:1", environment={"x": "y"}, batches=[1, 4], cpu_cores=2, budget_s=1.5, memory_bytes=5 << 20,
+        artifact="sha256:1", environment={"x": "y"}, batches=[1, 4], cpu_cores=2, budget_s=1.5, timeout_s=60.0, memory_bytes=5 << 20,
         secrets=Path("/s"),
     )  # fmt: skip
     config = curve_config(order, OURS, (0, 1), SITE, "token")

@@ -33,12 +33,12 @@ def _ends(process):
     return any(not procfs.runs(process) or time.sleep(0.02) for _ in range(50))
 
 
-def run(bundle, cores=(1,), cancelled=lambda: False, **more):
+def run(bundle, cores=(1,), timeout_s=60.0, cancelled=lambda: False, **more):
     """Measure with a tiny budget, as the process backend does."""
     cpus = sorted(os.sched_getaffinity(0))
 
     def curve(batches, count):
-        return run_curve(bundle, {"who": "me"}, batches, cpus[-count:], 0.01, cancelled)
+        return run_curve(bundle, {"who": "me"}, batches, cpus[-count:], 0.01, timeout_s, cancelled)
 
     return measure_function(curve, batches=(1, 2), cores=cores, **more)
 
@@ -49,7 +49,7 @@ def test_a_launcher_comes_before_the_command(bundle):
 
     def curve(script):
         return run_curve(
-            folder, {}, (1,), [min(os.sched_getaffinity(0))], 0.01, launcher=["/bin/sh", "-c", script, "sh"]
+            folder, {}, (1,), [min(os.sched_getaffinity(0))], 0.01, 60.0, launcher=["/bin/sh", "-c", script, "sh"]
         )
 
     assert curve('limited=yes exec "$@"') == "yes\n"
@@ -110,10 +110,13 @@ def test_a_child_that_dies_silently(bundle):
 def test_a_child_that_hangs_is_ended(bundle, monkeypatch, how):
     """When the provider stops, or its time is over; what it started goes with it."""
     monkeypatch.setattr(measure, "_LOOK_S", 0.1)
-    monkeypatch.setattr(measure, "_LOAD_S", 0.1 if how == "late" else 60.0)
     folder = bundle("pid = os.fork()\nif pid:\n    open('pid', 'w').write(str(pid))\ntime.sleep(60)")
     with pytest.raises(BackendError, match="was cancelled" if how == "cancelled" else "did not end within"):
-        run(folder, cancelled=lambda: how == "cancelled" and (folder / "pid").is_file())
+        run(
+            folder,
+            timeout_s=0.3 if how == "late" else 60.0,
+            cancelled=lambda: how == "cancelled" and (folder / "pid").is_file(),
+        )
     if (folder / "pid").is_file():
         grandchild = procfs.identify(int((folder / "pid").read_text()))
         assert grandchild is None or _ends(grandchild)

@@ -133,7 +133,7 @@ class TestProfiles:
 
     def profiles(self, cpus=2):
         """Of a machine with so many cores."""
-        return Profiles(self.store, ManualClock(), cpus, self.curve)
+        return Profiles(self.store, ManualClock(), cpus, self.curve, 60.0)
 
     def points(self, batch_max=8, cpus=2):
         """Configurations that are known afterwards."""

@@ -96,6 +96,20 @@ def test_everything_comes_back(state, file):
     assert reopened(file, State.namespaces) == [NAMESPACE]
 
 
+def test_only_what_users_asked_for_waits_for_the_disk(state):
+    """2 is FULL, an fsync for each transaction; 1 is NORMAL, which outlives this program, but not the machine."""
+
+    def after(write):
+        write()
+        return state._db.execute("PRAGMA synchronous").fetchone()[0]
+
+    assert after(lambda: state.put_function(FUNCTION)) == 2
+    assert after(lambda: state.put_instance(INSTANCE)) == 1
+    assert after(lambda: state.put_namespace(NAMESPACE)) == 2
+    assert after(lambda: state.delete_instance(INSTANCE.id)) == 1
+    assert after(lambda: state.delete_function(FUNCTION.key)) == 2
+
+
 def test_an_update_that_is_not_proven_comes_back(state, file):
     """With all that a rollback needs: a restart in the middle of an update must not lose the way back."""
     old = replace(VERSION, artifact="/old", digest="old", spec=replace(SPEC, env_vars={"x": "y"}))

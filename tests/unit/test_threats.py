@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from infless_provider import auth, log_hub, service, wire
+from infless_provider import auth, log_hub, service, up_cli, wire
 from infless_provider.async_policy import AsyncLimits
 from infless_provider.settings import Settings
 from infless_watchdog.http import Limits
@@ -110,6 +110,11 @@ class TestTheHowTo:
         """Every number that a caller can reach ends in `_max` or says it is the most."""
         told = {re.findall(r"`Settings\.(\w+)`", row[3])[0] for row in LIMITS if "`Settings." in row[3]}
         assert {one.name for one in fields(Settings) if "_max" in one.name} <= told
+
+    def test_the_options_are_those_of_the_command(self) -> None:
+        """Whoever runs into a limit finds on the page how to move it."""
+        told = dict(re.findall(r"`Settings\.(\w+)` \(`--limit (\w+)=N`\)", HOW_TO))
+        assert {name: setting for setting, name in told.items()} == up_cli.LIMITS
 
 
 class TestComparing:

@@ -59,7 +59,8 @@ def test_every_option_arrives(run, given, tmp_path):
         "--host", "::1", "--port", "9000", "--state-dir", "s", "--backend", "docker", "--bundles", "b", "--cluster", "cluster.yml",
         "--cpu-cores", "3", "--latency-target", "200ms", "--tls-cert", "cert.pem", "--tls-key", "key.pem",
         "--credentials", "secrets", "--no-auth", "--callbacks-allow", "localhost", "--callbacks-allow", "10.0.0.0/8",
-        "--body-max", "1Mi", "--invoke-timeout", "1m30s", "--solver", "greedy", "--prometheus", "http://127.0.0.1:9090",
+        "--body-max", "1Mi", "--invoke-timeout", "1m30s", "--queued-body-max", "2Mi",
+        "--start-timeout", "5m", "--limit", "functions=5000", "--limit", "invocations=9", "--solver", "greedy", "--prometheus", "http://127.0.0.1:9090",
     )  # fmt: skip
     assert (result.exit_code, result.stderr) == (0, "")
     (told,) = given
@@ -73,6 +74,8 @@ def test_every_option_arrives(run, given, tmp_path):
         "key.pem",
     ]
     assert (told.default_target_s, told.invoke_timeout_s, told.body_max_bytes) == (0.2, 90.0, 2**20)
+    assert (told.async_body_max_bytes, told.start_timeout_s) == (2**21, 300.0)
+    assert (told.functions_max, told.streams_max) == (5000, 9)
     assert told.callbacks_allowed == ("localhost", "10.0.0.0/8")
     assert (told.solver, told.prometheus_url) == ("greedy", "http://127.0.0.1:9090")
 
@@ -87,6 +90,7 @@ def test_every_option_arrives(run, given, tmp_path):
         ("INVOKE_TIMEOUT", "5", "invoke_timeout_s", 5.0),
         ("CALLBACKS_ALLOW", "a b", "callbacks_allowed", ("a", "b")),
         ("BACKEND", "docker", "backend", "docker"),
+        ("LIMIT", "secrets=7 waiting=8", "secrets_max", 7),
     ],
 )
 def test_every_option_is_a_variable(run, given, monkeypatch, variable, text, field, value):
@@ -100,6 +104,10 @@ def test_every_option_is_a_variable(run, given, monkeypatch, variable, text, fie
     ("arguments", "sentence"),
     [
         (("--port", "0"), "--port"),
+        (("--limit", "replicas=3"), "--limit: 'replicas' is unknown; allowed are connections, functions, "),
+        (("--limit", "functions"), "--limit: 'functions': write a whole number above 0, as in functions=5000"),
+        (("--limit", "waiting=-1"), "--limit: 'waiting=-1': write a whole number above 0"),
+        (("--queued-body-max", "0"), "0 would refuse everything"),
         (("--port", "http"), "--port"),
         (("--cpu-cores", "-1"), "--cpu-cores"),
         (("--backend", "podman"), "'podman' is not one of 'process', 'docker'"),

@@ -106,6 +106,9 @@ class CurveOrder:
     batches: Sequence[int]
     cpu_cores: int
     budget_s: float
+    """Seconds of timing, start not included."""
+    timeout_s: float
+    """What has not ended by then, start included, hangs."""
     memory_bytes: int = 0
     """As of a `Launch`: it is timed within the limit that its instances get."""
     secrets: Path | None = None

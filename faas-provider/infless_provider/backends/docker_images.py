@@ -16,8 +16,6 @@ from infless_provider.backends.docker_api import Engine, Image, NoSuch
 from infless_provider.backends.docker_launch import WATCHDOG, Site, checked_reference, curve_config, why_ended
 
 LOG = logging.getLogger("infless.docker")
-LOAD_S = 60.0
-"""Large models load for most of a minute; what has not begun to be timed then hangs."""
 _LOOK_S = 0.2
 """How often who waits is asked whether it still does."""
 
@@ -103,11 +101,10 @@ class Timings:
         return printed
 
     def _wait(self, container: str, order: CurveOrder) -> int:
-        timeout_s = LOAD_S + 20 * order.budget_s
-        for _ in range(math.ceil(timeout_s / _LOOK_S)):
+        for _ in range(math.ceil(order.timeout_s / _LOOK_S)):
             if order.cancelled():
                 raise Unavailable("timing was cancelled")
             code = self._engine.wait(container, _LOOK_S)
             if code is not None:
                 return code
-        raise BackendError(f"loading and timing it did not end within {timeout_s:.0f} s")
+        raise BackendError(f"loading and timing it did not end within {order.timeout_s:.0f} s")

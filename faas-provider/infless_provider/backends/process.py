@@ -159,7 +159,8 @@ class ProcessBackend:
         with made as folder, self._limited(Path(folder).name, order.memory_bytes) as launcher:
             environment = {**order.environment, "TMPDIR": folder, **mounted(order.secrets)}
             cpus = self._cpus[-order.cpu_cores :]
-            return run_curve(bundle, environment, order.batches, cpus, order.budget_s, order.cancelled, launcher)
+            limits = order.budget_s, order.timeout_s, order.cancelled
+            return run_curve(bundle, environment, order.batches, cpus, *limits, launcher)
 
     @contextlib.contextmanager
     def _limited(self, id_: str, memory_bytes: int) -> Iterator[list[str]]:

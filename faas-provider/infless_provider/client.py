@@ -31,6 +31,7 @@ class Client:
             self._session.auth = (credentials.user, credentials.password)
         if urlsplit(self._gateway).hostname in ("127.0.0.1", "localhost", "::1"):
             self._session.trust_env = False  # a proxy for the world outside cannot reach this machine
+            self._session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True  # which that leaves out as well
 
     def deploy(self, deployment: Mapping[str, Any]) -> str:
         """Update, or create when there is none, as `faas-cli deploy` does; says which it was."""
@@ -60,6 +61,10 @@ class Client:
     def _call(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> requests.Response:
         try:
             reply = self._session.request(verb, self._gateway + path, json=body, timeout=300)
+        except requests.exceptions.SSLError as error:
+            raise Refused(
+                f"the certificate of {self._gateway} is not trusted: {error}; name your own in REQUESTS_CA_BUNDLE"
+            ) from error
         except requests.ConnectionError as error:
             raise Refused(f"no provider answers at {self._gateway}; start one with `infless up`") from error
         except requests.RequestException as error:

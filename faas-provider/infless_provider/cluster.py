@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import yaml
 from infless_core.errors import InvalidInput
 from infless_core.model import Gpu, Server
 from infless_core.units import parse_memory_bytes
+from infless_provider.backends.allotment import ClusterServer
 from infless_scheduler.json_reader import JsonObject, is_a
 
 VERSION = 1
@@ -34,15 +34,6 @@ _GPU = ("id", "memory")
 _CPUSET = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*")
 _CPU_MAX = 8192
 """Of Linux (`NR_CPUS`): a typing error must not become a set of a hundred thousand."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterServer:
-    """One server of the file."""
-
-    server: Server
-    cpus: tuple[int, ...] = ()
-    """Which CPUs (`cpuset`); empty leaves the choice to the backend."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -87,7 +78,7 @@ def _parse(data: object, faults: list[str]) -> ClusterServer | None:
     if isinstance(stated, list) and len(stated) != 1:
         root.fault(
             "servers",
-            f"{len(stated)} servers; a Docker host is one server: several machines are the job of Kubernetes",
+            f"{len(stated)} servers; this machine is one: several machines are the job of Kubernetes",
         )
     return servers[0] if servers else None
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from infless_core.errors import Infeasible
-from infless_core.labels import Wishes
+from infless_core.labels import GpuWish, Wishes
 from infless_core.lifecycle import Event, Phase, advance
 from infless_core.model import Configuration, FunctionDemand, FunctionSpec, ProfilePoint
 from infless_core.units import format_duration
@@ -250,9 +250,14 @@ def check_target(spec: FunctionSpec, wishes: Wishes, profile: tuple[ProfilePoint
     """Whether a function that takes so long can meet what is asked of it; nothing is known against an untimed one.
 
     Raises:
-        Infeasible: names the nearest target that it can meet.
+        Infeasible: names the nearest target that it can meet; or it requires a GPU, and was timed on none.
     """
     profile = within_limits(spec, profile)
+    if wishes.gpu is GpuWish.REQUIRE and not any(one.configuration.gpu_percent for one in profile):
+        raise Infeasible(
+            f"label com.infless.gpu: {spec.name!r} requires a GPU, and it is not known how long it takes on one:"
+            " functions are timed on CPUs when they are deployed; write allow"
+        )
     demand = FunctionDemand(
         id=spec.key,
         latency_target_s=wishes.latency_target_s,

@@ -64,15 +64,15 @@ def parse_deployment(data: Mapping[str, Any]) -> FunctionSpec:
     faults.extend(f"envVars: {key!r} is not a variable name" for key in env if not _ENV_NAME.fullmatch(key))
     faults.extend(f"envVars: the value of {key!r} is not text" for key, value in env.items() if not _is_text(value))
     process, read_only = data.get("envProcess") or "", data.get("readOnlyRootFilesystem") or False
-    if not isinstance(process, str):
-        faults.append("envProcess must be a string")
+    if not isinstance(process, str) or not _is_text(process):
+        faults.append("envProcess must be a string of text")
     if not isinstance(read_only, bool):
         faults.append("readOnlyRootFilesystem must be true or false")
     secrets = _list(data, "secrets", faults)
     faults.extend(f"secrets: {one!r} is not a secret's name" for one in secrets if not _is_secret_name(one))
     spec_parts = {
         "labels": _labels(data, "labels", faults),
-        "annotations": _annotations(data, "annotations", faults),
+        "annotations": _texts(data, "annotations", faults),
         "constraints": _list(data, "constraints", faults),
         "secrets": secrets,
         "limits": _resources(data, "limits", faults),
@@ -203,7 +203,7 @@ def parse_function_namespace(data: Mapping[str, Any], name: str = "") -> tuple[s
         faults.append(f"name {said!r} is not a namespace's name: use a-z, 0-9 and '-' inside, at most 63 characters")
     elif name and said != name:
         faults.append(f"the path names namespace {name!r} and the body {said!r}; they must be the same")
-    labels, annotations = _labels(data, "labels", faults), _annotations(data, "annotations", faults)
+    labels, annotations = _labels(data, "labels", faults), _texts(data, "annotations", faults)
     if faults:
         raise InvalidInput("; ".join(faults))
     return str(said), labels, annotations
@@ -258,8 +258,8 @@ def _labels(data: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, s
     return found
 
 
-def _annotations(data: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, str]:
-    """They are kept and given back, so they only have to be text; lines are allowed."""
+def _texts(data: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, str]:
+    """What is kept and given back only has to be text; lines are allowed."""
     found = _strings(data, key, faults)
     faults.extend(
         f"{key}: {name!r} or its value is not text"
@@ -283,11 +283,12 @@ def _list(data: Mapping[str, Any], key: str, faults: list[str]) -> tuple[str, ..
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         faults.append(f"{key} must be a list of strings")
         return ()
+    faults.extend(f"{key}: {item!r} is not text" for item in value if not _is_text(item))
     return tuple(value)
 
 
 def _resources(data: Mapping[str, Any], key: str, faults: list[str]) -> dict[str, str] | None:
-    value = _strings(data, key, faults)
+    value = _texts(data, key, faults)
     for name, parse in (("memory", parse_memory_bytes), ("cpu", parse_cpu_cores)):
         if value.get(name):
             try:

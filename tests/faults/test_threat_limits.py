@@ -19,6 +19,8 @@ from provider_in_process import ProviderInProcess, provider_in_process
 from provider_process import ProviderProcess, wait_until
 from raw_http import Answer, basic, exchange, read_answer, request
 
+from infless_provider.auth import Credentials
+from infless_provider.client import Client, Refused
 from infless_watchdog.http import Edge
 
 pytestmark = pytest.mark.integration
@@ -225,6 +227,15 @@ class TestTls:
             requests.get(f"{secure.url}/healthz", timeout=20)
         assert f"https://127.0.0.1:{secure.port}" in secure.log.read_text()
         assert secure.signed.key.read_text().splitlines()[1] not in secure.log.read_text()
+
+    def test_our_own_client_speaks_it(self, secure, monkeypatch):
+        """It trusts whom it is told to, and says what to do where it does not."""
+        client = Client(f"https://localhost:{secure.port}", Credentials(user="admin", password=secure.password))
+        with pytest.raises(Refused, match=r"certificate of https://localhost:\d+ is not trusted.*REQUESTS_CA_BUNDLE"):
+            client.overview()
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.signed.certificate))
+        client = Client(f"https://localhost:{secure.port}", Credentials(user="admin", password=secure.password))
+        assert client.overview()["functions"] == []
 
     @pytest.mark.parametrize("path", ["/healthz", "/system/functions", "/function/x"])
     def test_plain_http_is_not(self, secure, path):

@@ -20,6 +20,7 @@ from provider_process import wait_until
 from infless_core.errors import BackendError
 from infless_core.model import Configuration, FunctionSpec, Server
 from infless_provider.backends import cgroups, process_logs, procfs
+from infless_provider.backends.allotment import ClusterServer
 from infless_provider.backends.base import CurveOrder, Launch, Stage
 from infless_provider.backends.process import ProcessBackend, pick_cores
 from infless_provider.bundles import write_manifest
@@ -189,10 +190,8 @@ def test_what_there_is_to_place_on(make):
 
     [server] = asyncio.run(servers(make(CPUS)))
     assert (server.id, server.cpu_cores, server.memory_bytes) == ("local", len(CPUS), psutil.virtual_memory().total)
-    big = Server(id="big", cpu_cores=1, memory_bytes=5)
-    assert asyncio.run(servers(make(CPUS, server=big))) == (big,)
-    with pytest.raises(BackendError, match="no CPU"):
-        asyncio.run(servers(make(())))
+    small = ClusterServer(server=Server(id="small", cpu_cores=1, memory_bytes=5))
+    assert asyncio.run(servers(make(CPUS, cluster=small))) == (small.server,)
 
 
 def test_its_environment(backend, launch, tmp_path):

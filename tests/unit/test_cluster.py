@@ -78,7 +78,7 @@ def test_all_faults_at_once(tmp_path):
         ("[1]", "$: [1] is not an object"),
         ("", "$: None is not an object"),
         ("version: 2\nservers: []", "$.version: unknown version; this provider reads version 1"),
-        ("version: 1\nservers: []", "$.servers: 0 servers; a Docker host is one server"),
+        ("version: 1\nservers: []", "$.servers: 0 servers; this machine is one"),
         ("version: 1\nservers: 5", "$.servers: 5 is not a list"),
         ("version: 1", "$.servers: missing"),
         (ONE + "{id: a, memory: 1Gi}", "$.servers[0].cpu_cores: missing, and there is no cpuset; state one of them"),
@@ -109,7 +109,7 @@ def test_several_servers_are_the_job_of_kubernetes(tmp_path):
     text = ONE + "{id: a, cpu_cores: 1, memory: 1Gi}\n  - {id: b, cpu_cores: -1, memory: 1Gi}"
     assert faults_of(tmp_path, text) == [
         "$.servers[1].cpu_cores: -1 is not a whole number of at least 1",
-        "$.servers: 2 servers; a Docker host is one server: several machines are the job of Kubernetes",
+        "$.servers: 2 servers; this machine is one: several machines are the job of Kubernetes",
     ]
 
 

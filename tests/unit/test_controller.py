@@ -8,7 +8,7 @@ import pytest
 
 from infless_core.errors import BackendError, Conflict, Infeasible, InvalidInput, NotFound, StateError
 from infless_core.lifecycle import Phase
-from infless_core.model import Configuration
+from infless_core.model import Configuration, Gpu
 from infless_provider.state import State, StoredNamespace
 from infless_provider.wire import SecretWish
 
@@ -112,6 +112,20 @@ def test_a_refused_deployment_leaves_nothing(world, fields, error, sentence):
         assert world.controller.functions == {}
         assert world.state.functions() == []
         assert not (world.settings.secrets_dir / "mounted").exists()
+
+    run(scenario())
+
+
+def test_a_gpu_on_which_nothing_was_timed_is_not_promised(world):
+    """Else what requires it would run without."""
+
+    async def scenario():
+        (server,) = world.backend.servers
+        world.backend.servers = (replace(server, gpus=(Gpu(id="0", memory_bytes=1 << 30),)),)
+        for table in (world.profiles.table, ()):
+            world.profiles.table = table
+            with pytest.raises(Infeasible, match="requires a GPU, and it is not known how long it takes on one"):
+                await world.deploy(labels={"com.infless.gpu": "require"})
 
     run(scenario())
 

@@ -9,13 +9,12 @@ import pytest
 from docker_fake import FOREIGN, OURS, a_launch
 
 from infless_core.errors import BackendError, InvalidInput
-from infless_core.model import Gpu, Server
+from infless_core.model import Gpu
 from infless_provider.backends import docker_launch
 from infless_provider.backends.base import CurveOrder
 from infless_provider.backends.docker_api import Container, HostFacts
-from infless_provider.backends.docker_host import allot, connect, parse_gpus
+from infless_provider.backends.docker_host import connect, parse_gpus
 from infless_provider.backends.docker_launch import Site, checked_reference, curve_config, instance_config, why_ended
-from infless_provider.cluster import ClusterServer
 
 SITE = Site(owner="me", user="1000:1000", gpu_driver="nvidia", mps_pipes="/tmp/nvidia-mps")
 
@@ -165,38 +164,6 @@ def test_why_a_container_ended(container, words, why):
 
 
 FACTS = HostFacts(cpu_cores=4, memory_bytes=8 << 30)
-
-
-def wish(cpus=(), gpus=(), cores=2, memory_bytes=1 << 30):
-    """Of a cluster file."""
-    return ClusterServer(server=Server(id="box", cpu_cores=cores, memory_bytes=memory_bytes, gpus=gpus), cpus=cpus)
-
-
-def test_without_a_file_all_there_is_counts():
-    """Named as the process backend names its machine."""
-    gpus = (Gpu(id="0", memory_bytes=5),)
-    server, cpus = allot(FACTS, (0, 1, 2, 3), gpus, None)
-    assert server == Server(id="local", cpu_cores=4, memory_bytes=8 << 30, gpus=gpus)
-    assert cpus == (0, 1, 2, 3)
-
-
-def test_a_file_takes_the_last_cores_or_names_them():
-    """As `--cpu-cores` does."""
-    assert allot(FACTS, (0, 1, 2, 3), (), wish())[1] == (2, 3)
-    assert allot(FACTS, (0, 1, 2, 3), (), wish(cpus=(0, 2)))[1] == (0, 2)
-
-
-def test_a_file_cannot_give_more_than_there_is():
-    """A line for each."""
-    with pytest.raises(BackendError) as caught:
-        allot(FACTS, (0, 1), (), wish(cores=3, memory_bytes=9 << 30, gpus=(Gpu(id="0", memory_bytes=1),)))
-    assert str(caught.value).splitlines() == [
-        "cluster file, server 'box': cpu_cores is 3, and this machine has 2 for us",
-        "cluster file, server 'box': memory is 9 GiB, and this machine has 8 GiB",
-        "cluster file, server 'box': it has GPUs, and Docker cannot give them to containers; install NVIDIA's container toolkit",
-    ]
-    with pytest.raises(BackendError, match=r"cpuset names CPUs that are not there: 7; there are 0, 1$"):
-        allot(FACTS, (0, 1), (), wish(cpus=(1, 7)))
 
 
 def test_gpus_from_what_nvidia_smi_prints():

@@ -25,10 +25,8 @@ def make_backend(settings: Settings) -> Backend:
     if settings.backend == "process":
         from infless_provider.backends.process import ProcessBackend
 
-        cpus = (cluster and cluster.cpus) or usable_cores(cluster.server.cpu_cores if cluster else settings.cpu_cores)
-        return ProcessBackend(
-            cpus, settings.state_dir, settings.bundles_dir, server=cluster.server if cluster else None
-        )  # fmt: skip
+        cpus = usable_cores(settings.cpu_cores)
+        return ProcessBackend(cpus, settings.state_dir, settings.bundles_dir, cluster=cluster)
     if settings.backend == "docker":
         from infless_provider.backends.docker import DockerBackend
 

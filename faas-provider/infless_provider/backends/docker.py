@@ -22,13 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infless_core.errors import BackendError
+from infless_core.errors import BackendError, InflessError
 from infless_core.model import Configuration, FunctionSpec, Server
 from infless_provider import log_files
 from infless_provider.backends import process_logs
+from infless_provider.backends.allotment import ClusterServer, allot
 from infless_provider.backends.base import Address, Artifact, CurveOrder, Launch, Sight, Stage, Usage
 from infless_provider.backends.docker_api import Container, ContainerEvent, Engine, EngineAway, NoSuch
-from infless_provider.backends.docker_host import allot, connect, found_gpus, mps_pipes
+from infless_provider.backends.docker_host import NO_GPUS, connect, found_gpus, mps_pipes
 from infless_provider.backends.docker_images import Images, Timings, gone
 from infless_provider.backends.docker_launch import (
     CURVE,
@@ -47,7 +48,6 @@ from infless_provider.backends.docker_logs import LogPump, last_line
 from infless_provider.backends.docker_watch import Watcher
 from infless_provider.backends.docker_work import Lanes
 from infless_provider.backends.process import pick_cores
-from infless_provider.cluster import ClusterServer
 
 LOG = logging.getLogger("infless.docker")
 CLOSE_S = 10.0
@@ -123,10 +123,11 @@ class DockerBackend:
         try:
             facts = self._engine.facts()
             gpus = found_gpus() if facts.gpu_driver else ()
-            server, self._cpus = allot(facts, self._cpus, gpus, self._cluster)
+            no_gpus = "" if facts.gpu_driver else NO_GPUS
+            server, self._cpus = allot(self._cluster, self._cpus, facts.memory_bytes, gpus, no_gpus)
             owned = self._engine.owned(self._site.owner)
             found = [self._engine.inspect(one.id) for one in owned if one.running and INSTANCE in one.labels]
-        except BackendError:
+        except InflessError:
             self._engine.close()
             raise
         self._found = {one.labels[INSTANCE]: one for one in found if one.running}

@@ -1,20 +1,18 @@
-"""What a Docker host gives to instances: what is found there, or what `cluster.yml` says of it."""
+"""What a Docker host has beside CPUs and memory: its engine, its GPUs."""
 
 from __future__ import annotations
 
 import logging
 import os
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from infless_core.errors import BackendError
-from infless_core.model import Gpu, Server
-from infless_core.units import format_bytes
-from infless_provider.backends.docker_api import Engine, HostFacts
-from infless_provider.cluster import ClusterServer
+from infless_core.model import Gpu
+from infless_provider.backends.docker_api import Engine
 
 LOG = logging.getLogger("infless.docker")
+NO_GPUS = "Docker cannot give them to containers; install NVIDIA's container toolkit"
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits")
 
 
@@ -57,40 +55,3 @@ def parse_gpus(csv: str) -> tuple[Gpu, ...]:
         if index.isdigit() and mebibytes.isdigit():
             found.append(Gpu(id=index, memory_bytes=int(mebibytes) << 20))
     return tuple(found)
-
-
-def allot(
-    facts: HostFacts, cpus: Sequence[int], gpus: tuple[Gpu, ...], cluster: ClusterServer | None
-) -> tuple[Server, tuple[int, ...]]:
-    """The server, and the CPUs that its instances run on.
-
-    Args:
-        facts: of the engine.
-        cpus: that this provider may use.
-        gpus: that were found here.
-        cluster: what is wished instead; None takes all there is.
-
-    Raises:
-        BackendError: the wish is more than there is; a sentence for each kind.
-    """
-    if cluster is None:
-        memory_bytes = facts.memory_bytes
-        return Server(id="local", cpu_cores=len(cpus), memory_bytes=memory_bytes, gpus=gpus), tuple(cpus)
-    server, faults = cluster.server, []
-    where = f"cluster file, server {server.id!r}"
-    strange = [cpu for cpu in cluster.cpus if cpu not in cpus]
-    if strange:
-        listed = ", ".join(map(str, strange))
-        faults.append(f"{where}: cpuset names CPUs that are not there: {listed}; there are {', '.join(map(str, cpus))}")
-    elif server.cpu_cores > len(cpus):
-        faults.append(f"{where}: cpu_cores is {server.cpu_cores}, and this machine has {len(cpus)} for us")
-    if server.memory_bytes > facts.memory_bytes:
-        stated, there = format_bytes(server.memory_bytes), format_bytes(facts.memory_bytes)
-        faults.append(f"{where}: memory is {stated}, and this machine has {there}")
-    if server.gpus and not facts.gpu_driver:
-        faults.append(
-            f"{where}: it has GPUs, and Docker cannot give them to containers; install NVIDIA's container toolkit"
-        )
-    if faults:
-        raise BackendError("\n".join(faults))
-    return server, cluster.cpus or tuple(cpus)[-server.cpu_cores :]

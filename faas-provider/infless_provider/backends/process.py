@@ -28,6 +28,7 @@ from infless_core.model import Configuration, FunctionSpec, Server
 from infless_profiler.measure import run_curve
 from infless_provider import bundles, log_files
 from infless_provider.backends import cgroups, process_logs, procfs
+from infless_provider.backends.allotment import ClusterServer, allot
 from infless_provider.backends.base import Artifact, CurveOrder, Launch, Sight, Stage, Usage
 from infless_provider.backends.process_instance import END_S, HOST, ProcessInstance, Remains, bury, from_handle, starved
 from infless_provider.backends.process_launch import command_line, environment, mounted
@@ -57,7 +58,7 @@ class ProcessBackend:
         cpus: what instances may use.
         state_dir: where logs, temporary folders and copies of bundles are kept.
         bundles_dir: where built functions are found.
-        server: what to place instances on; None is these CPUs and the machine's memory.
+        cluster: what to use of these CPUs and the machine's memory; None is all.
         command: what runs in a bundle's folder.
     """
 
@@ -69,13 +70,13 @@ class ProcessBackend:
         state_dir: Path,
         bundles_dir: Path,
         *,
-        server: Server | None = None,
+        cluster: ClusterServer | None = None,
         command: Sequence[str] = (sys.executable, "-m", "infless_watchdog"),
     ) -> None:
-        self.servers: tuple[Server, ...] = () if server is None else (server,)
+        server, self._cpus = allot(cluster, cpus, psutil.virtual_memory().total)
+        self.servers: tuple[Server, ...] = (server,)
         self.runs_as: tuple[int, int] | None = None
         self.on_event: Callable[[str], None] = lambda _: None
-        self._cpus = tuple(cpus)
         self._command = tuple(command)
         home = Path(os.path.realpath(state_dir))  # processes are found again by this name
         self._logs, self._scratch, self._kept = home / "logs", home / "tmp", home / "bundles"
@@ -90,11 +91,6 @@ class ProcessBackend:
 
     async def open(self) -> None:
         """See `Backend.open`; without it nothing is watched, and `forget` and `sweep` wait for what they end."""
-        if not self._cpus:
-            raise BackendError("there is no CPU that instances may use")
-        if not self.servers:
-            memory_bytes = psutil.virtual_memory().total
-            self.servers = (Server(id="local", cpu_cores=len(self._cpus), memory_bytes=memory_bytes),)
         self._limits()
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="bury")

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from infless_core.clock import Clock
-from infless_core.errors import Conflict, Infeasible, InflessError, InvalidInput, NotFound, StateError
-from infless_core.labels import SCALE_MIN, GpuWish, Wishes, parse_wishes
+from infless_core.errors import Conflict, InflessError, InvalidInput, NotFound, StateError
+from infless_core.labels import SCALE_MIN, Wishes
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration, FunctionSpec, ProfilePoint
 from infless_provider import wire
 from infless_provider.alerts import parse_alerts, replicas_after
 from infless_provider.backends.base import Backend
-from infless_provider.bundles import profile_key
 from infless_provider.fleet import Fleet
-from infless_provider.functions import FunctionState, Instance, check_target
+from infless_provider.functions import FunctionState, Instance
 from infless_provider.housekeeping import Housekeeping
 from infless_provider.namespaces import Namespaces
+from infless_provider.preparing import Preparing
 from infless_provider.profiling import Profiles
 from infless_provider.secret_store import SecretStore
 from infless_provider.settings import Settings
-from infless_provider.state import State, StoredFunction, Version
+from infless_provider.state import State, StoredFunction
 
 LOG = logging.getLogger("infless.controller")
-_T = TypeVar("_T")
 TRIES = 2
 """Instances of an updated version that may end before they are ready; then the version before is restored. One that
 hung until its start timeout counts as so many."""
@@ -48,6 +45,7 @@ class Controller:
         self.clock = clock
         self.fleet = Fleet(backend, state, settings, clock)
         self.fleet.on_change = self._instance_changed
+        self.fleet.on_ready = self._instance_ready
         self.fleet.on_ended = self._instance_ended
         self.fleet.on_failed = self._start_failed
         self.fleet.secrets_of = secrets.folder_of
@@ -58,27 +56,25 @@ class Controller:
         """Told the key of a function that is gone."""
         self._settings = settings
         self._state = state
-        self._profiles = profiles
         self._secrets = secrets
         self._busy: set[str] = set()
-        self._unserved: list[StoredFunction] = []
+        self._unserved: dict[str, StoredFunction] = {}
         self._housekeeping = Housekeeping(
             self._everything, self.fleet.versions, secrets, backend, settings.logs_dir
         )  # fmt: skip
-        # Most of them wait: for a registry, or for their turn to be timed.
-        self._threads = ThreadPoolExecutor(max_workers=32, thread_name_prefix="deploy")
+        self._preparing = Preparing(backend, profiles, secrets, self.namespaces, settings.default_target_s)
 
     async def restore(self) -> None:
         """After a start: functions from the state, instances that still run. Nothing is timed here: that may hang."""
         self.namespaces.restore()
         for stored in self._state.functions():
             try:
-                wishes = self._wishes(stored.spec)
+                wishes = self._preparing.wishes(stored.spec)
             except InflessError as fault:  # one damaged function must not keep the others from running
                 LOG.error("%s stays in the state and is not served: %s", stored.key, fault)  # noqa: TRY400
-                self._unserved.append(stored)
+                self._unserved[stored.key] = stored
                 continue
-            self._install(stored, wishes, self._kept_profile(stored.version, wishes))
+            self._install(stored, wishes, self._preparing.kept_profile(stored.version, wishes))
         self.fleet.adopt(self.functions)
         for function in self.functions.values():
             # What slept goes on sleeping.
@@ -87,21 +83,10 @@ class Controller:
             LOG.error("nothing is cleared up: %d rows of the state cannot be read", self._state.left_out)
             self._housekeeping.close()
         else:
-            await self._housekeeping.now()
+            await self._housekeeping.first()
 
     def _everything(self) -> list[StoredFunction]:
-        return [*self._unserved, *(function.stored for function in self.functions.values())]
-
-    def _kept_profile(self, version: Version, wishes: Wishes) -> tuple[ProfilePoint, ...]:
-        """Without a profile a function is served all the same: its speed is learned from its answers."""
-        try:
-            kept = self._profiles.kept(version.digest, wishes.batch_max)
-        except StateError as fault:
-            LOG.error("%s: %s", version.spec.key, fault)  # noqa: TRY400 - a sentence, its traceback is noise
-            return ()
-        if kept is None:
-            LOG.warning("%s has lost its profile; deploy it again to have it timed", version.spec.key)
-        return kept or ()
+        return [*self._unserved.values(), *(function.stored for function in self.functions.values())]
 
     # what users ask --------------------------------------------------------------------------------------------------
 
@@ -135,13 +120,14 @@ class Controller:
             raise Conflict(f"function {spec.name!r} is being deployed by another request")
         self._busy.add(spec.key)
         try:
-            wishes = self._wishes(spec)
+            wishes = self._preparing.wishes(spec)
             async with self._housekeeping.deployment():
-                version, profile = await self._fetch(spec, wishes)
+                version, profile = await self._preparing.version(spec, wishes)
                 function = self.functions.get(spec.key)
                 new = StoredFunction(version=version, created_at_s=self.clock.wall_s())
                 stored = function.stored.updated(version) if function else new
                 self._state.put_function(stored)
+                self._unserved.pop(spec.key, None)
         finally:
             self._busy.discard(spec.key)
         told = function.wishes if function else wishes
@@ -157,17 +143,6 @@ class Controller:
         self._instance_changed(function.key)  # taken back by hand: nobody waits for what was starting instead
         self.on_dirty()
 
-    async def _fetch(self, spec: FunctionSpec, wishes: Wishes) -> tuple[Version, tuple[ProfilePoint, ...]]:
-        """All that may fail before a version is deployed. Its secrets come early: it may read them when it is timed."""
-        self.namespaces.require(spec.namespace)
-        await self._run(self._check_secrets, spec, wishes)
-        version = await self._run(self._version, spec, wishes)
-        await self._run(self._secrets.mount, spec.key, version.id, spec.namespace, spec.secrets)
-        profile = await self._run(self._profile, version, wishes)
-        check_target(spec, wishes, profile)
-        self.namespaces.require(spec.namespace)  # it may have been removed meanwhile
-        return version, profile
-
     def _tell_wishes(self, function: FunctionState) -> None:
         """Instances that go on running under an update of labels alone learn of the new target and batch size."""
         spare = function.spare()
@@ -179,44 +154,10 @@ class Controller:
             except StateError as fault:
                 LOG.error("%s keeps its old configuration: %s", instance.id, fault)  # noqa: TRY400
 
-    async def _run(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """What takes long (hashing, pulling, timing) runs in a thread of its own kind: the planner must not wait."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-
     def close(self) -> None:
         """Give threads back; a measurement under way ends."""
-        self._profiles.cancel()
+        self._preparing.close()
         self._housekeeping.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _check_secrets(self, spec: FunctionSpec, wishes: Wishes) -> None:
-        self._secrets.check(spec.namespace, spec.secrets)
-        if wishes.auth_secret:
-            self._secrets.tokens(spec.namespace, wishes.auth_secret)
-
-    def _version(self, spec: FunctionSpec, wishes: Wishes) -> Version:
-        artifact = self.backend.prepare(spec)
-        digest = profile_key(artifact.digest, wishes.environment(spec.env_vars))
-        return Version(spec=spec, artifact=artifact.reference, digest=digest)
-
-    def _profile(self, version: Version, wishes: Wishes) -> tuple[ProfilePoint, ...]:
-        return self._profiles.points(
-            version.digest,
-            version.artifact,
-            wishes.environment(version.spec.env_vars),
-            wishes.batch_max,
-            lambda told: LOG.info("%s: %s", version.spec.key, told),
-            self._secrets.folder_of(version.spec.key, version.id),
-            version.spec.memory_limit_bytes,
-        )
-
-    def _wishes(self, spec: FunctionSpec) -> Wishes:
-        wishes = parse_wishes(spec.labels)
-        if "com.infless.latency.target" not in spec.labels:
-            wishes = replace(wishes, latency_target_s=self._settings.default_target_s)
-        if wishes.gpu is GpuWish.REQUIRE and not any(server.gpus for server in self.backend.servers):
-            raise Infeasible(f"label com.infless.gpu: {spec.name!r} requires a GPU, and no server here has one")
-        return wishes
 
     async def remove(self, name: str, namespace: object = None) -> None:
         """DELETE /system/functions.
@@ -224,16 +165,22 @@ class Controller:
         Raises:
             NotFound, Conflict: for an unknown function, or one that is being updated.
         """
+        key = wire.function_key(name, wire.parse_namespace(namespace))
+        if key in self._busy:
+            raise Conflict(f"function {name!r} is being deployed by another request")
+        if key in self._unserved:
+            self._state.delete_function(key)
+            del self._unserved[key]
+            self._housekeeping.soon()
+            return
         function = self.find(name, namespace)
-        if function.key in self._busy:
-            raise Conflict(f"function {name!r} is being updated by another request")
-        self._state.delete_function(function.key)
-        del self.functions[function.key]
+        self._state.delete_function(key)
+        del self.functions[key]
         function.wake()
         for instance in list(function.instances.values()):
             self.fleet.drain(instance, "its function was removed")
         self._housekeeping.soon()
-        self.on_removed(function.key)
+        self.on_removed(key)
 
     async def scale(self, name: str, namespace: object, replicas: int) -> None:
         """POST /system/scale-function: the least number of instances from now on; the planner may run more.
@@ -334,17 +281,21 @@ class Controller:
         function = self.functions.get(key)
         return function.wishes.latency_target_s if function else self._settings.default_target_s
 
+    def _instance_ready(self, instance: Instance) -> None:
+        function = self.functions.get(instance.function)
+        if function is None or instance.version != function.version:
+            return
+        function.failures, function.last_failure = 0, ""
+        replaced = function.instances.get(instance.replaces or "")
+        if replaced is not None:
+            self.fleet.drain(replaced, f"replaced by {instance.id}")
+            self.on_dirty()
+
     def _instance_changed(self, key: str) -> None:
         function = self.functions.get(key)
         if function is None:
             return
         ready = [i for i in function.current() if i.phase is Phase.READY]
-        for instance in ready:
-            function.failures, function.last_failure = 0, ""
-            replaced, instance.replaces = function.instances.get(instance.replaces or ""), None
-            if replaced is not None:
-                self.fleet.drain(replaced, f"replaced by {instance.id}")
-                self.on_dirty()
         if ready and not function.stored.proven:
             self._prove(function)
         if ready and len(ready) == len(function.current()):
@@ -371,13 +322,13 @@ class Controller:
             return
         words = function.last_failure
         try:
-            wishes = self._wishes(failed.previous.spec)
+            wishes = self._preparing.wishes(failed.previous.spec)
             stored = replace(failed, version=failed.previous, previous=None, proven=True)
             self._state.put_function(stored)
         except InflessError as fault:
             LOG.error("%s cannot be rolled back: %s", function.key, fault)  # noqa: TRY400
             return
-        self._install(stored, wishes, self._kept_profile(stored.version, wishes))
+        self._install(stored, wishes, self._preparing.kept_profile(stored.version, wishes))
         function.failures, function.retry_at_s, function.rolled_back = 0, 0.0, words
         self.fleet.note("rollback", function.key, words)
         LOG.warning("%s is rolled back: %s", function.key, words)
@@ -392,7 +343,7 @@ class Controller:
         if function is None:
             return
         function.instances.pop(instance.id, None)
-        if phase is Phase.STARTING and instance.version == function.version:
+        if phase is Phase.STARTING and instance.version == function.version and not instance.adopted:
             self.fleet.failed_to_start(function, words, TRIES if instance.doom else 1)
         if phase is Phase.STARTING or not function.current():
             function.wake()  # who waits for it gets the reason now, not at the end of their patience

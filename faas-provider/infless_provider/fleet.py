@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infless_core.clock import Clock
-from infless_core.errors import InflessError, StateError
+from infless_core.errors import InflessError, StateError, Unavailable
 from infless_core.lifecycle import Event, Phase
 from infless_core.model import Configuration
 from infless_provider.backends.base import Address, Backend, Launch, Stage
@@ -44,6 +44,8 @@ class Fleet:
         self.events: deque[dict[str, Any]] = deque(maxlen=1000)
         self.on_change: Callable[[str], None] = lambda _: None
         """Told the function whenever one of its instances became ready, began to drain, or ended."""
+        self.on_ready: Callable[[Instance], None] = lambda _: None
+        """Told an instance that became ready, before `on_change` is."""
         self.on_ended: Callable[[Instance, Phase, str], None] = lambda *_: None
         """Told the instance, the phase it ended in, and its last words."""
         self.on_failed: Callable[[FunctionState], None] = lambda _: None
@@ -81,7 +83,7 @@ class Fleet:
         except InflessError as error:
             function.instances.pop(id_, None)
             self._remove(instance)
-            self.failed_to_start(function, str(error))
+            self.failed_to_start(function, str(error), 0 if isinstance(error, Unavailable | StateError) else 1)
             return None
         self.record("start", instance, reason)
         self.check(instance)
@@ -124,7 +126,7 @@ class Fleet:
                 continue
             instance = self._admit(function, stored.id, stored.configuration, "found after a restart")
             instance.version = stored.version
-            instance.untold = True  # nobody knows whether it was told before the restart
+            instance.adopted = instance.untold = True  # nobody knows whether it was told before the restart
             self.record("adopt", instance, instance.reason)
             self.check(instance)
         self._backend.sweep(set(self.instances))
@@ -246,6 +248,7 @@ class Fleet:
             instance.advance(Event.READY)
             took_s = self._clock.now_s() - instance.started_at_s
             self.record("ready", instance, f"after {took_s:.2f} s")
+            self.on_ready(instance)
             self.on_change(instance.function)
 
     async def _configure(self, instance: Instance) -> None:
@@ -312,9 +315,15 @@ class Fleet:
         return instance
 
     def failed_to_start(self, function: FunctionState, words: str, counts: int = 1) -> None:
-        """An instance ended before it was ready: wait longer each time before the next try."""
+        """An instance ended before it was ready: wait longer each time before the next try.
+
+        Args:
+            function: whose.
+            words: why.
+            counts: as how many failures; 0 where its version is not to blame: a full disk, an engine that is away.
+        """
         function.failures += counts
-        function.retry_at_s = self._clock.now_s() + min(60.0, 2.0 ** min(function.failures, 10))
+        function.retry_at_s = self._clock.now_s() + min(60.0, 2.0 ** min(max(function.failures, 1), 10))
         function.last_failure = words or "an instance ended before it was ready"
         LOG.error("%s: %s", function.key, function.last_failure)
         self.on_failed(function)

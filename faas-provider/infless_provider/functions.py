@@ -76,6 +76,8 @@ class Instance:
     drain_until_s: float = 0.0
     doom: str = ""
     """Why we ended it ourselves, when it did not ask for that."""
+    adopted: bool = False
+    """Found after a restart: before that it may have been ready, or asked to end."""
 
     def advance(self, event: Event) -> None:
         """Move on in the life of an instance."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from infless_core.errors import InflessError
 from infless_provider.backends.base import Backend
 from infless_provider.secret_store import SecretStore
 from infless_provider.state import StoredFunction, in_use
@@ -75,6 +76,14 @@ class Housekeeping:
         self._work = None
         if not work.cancelled() and (error := work.exception()) is not None:
             LOG.error("clearing up failed; it is tried again later", exc_info=error)
+
+    async def first(self) -> None:
+        """At the start: before anything is started, if that can be; a full disk keeps nobody from being served."""
+        try:
+            await self.now()
+        except (InflessError, OSError) as fault:
+            LOG.error("clearing up failed; it is tried again later: %s", fault)  # noqa: TRY400
+            self.soon()
 
     async def now(self) -> None:
         """Clear up. No deployment may be under way."""

@@ -64,7 +64,7 @@ class FakeBackend:
     def start(self, launch):
         """A name more, unless told to fail, or to be killed `before` or `after` it."""
         if self.failure:
-            raise BackendError(self.failure)
+            raise self.failure if isinstance(self.failure, Exception) else BackendError(self.failure)
         if self.crash == "before":
             raise Crash
         self.launches.append(launch)

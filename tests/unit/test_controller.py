@@ -9,6 +9,7 @@ import pytest
 from infless_core.errors import BackendError, Conflict, Infeasible, InvalidInput, NotFound, StateError
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration, Gpu
+from infless_provider.secret_store import SecretStore
 from infless_provider.state import State, StoredNamespace
 from infless_provider.wire import SecretWish
 
@@ -343,6 +344,38 @@ def test_a_restart_goes_round_a_function_that_cannot_be_restored(world, caplog):
     run(scenario())
 
 
+def test_a_function_that_cannot_be_restored_can_be_removed_and_replaced(world):
+    """Else only a restart of a provider that can read it would rid one of it."""
+
+    async def scenario():
+        for name in ("f", "g"):
+            stored = (await world.deploy(name)).stored
+            world.state.put_function(with_labels(stored, {"com.infless.gpu": "require"}))
+        await world.restart()
+        await world.controller.remove("f")
+        with pytest.raises(NotFound):
+            await world.controller.remove("f")
+        await world.deploy("g")
+        await world.controller.remove("g")
+        assert (world.state.functions(), world.controller._everything()) == ([], [])
+
+    run(scenario())
+
+
+def test_a_full_disk_keeps_nobody_from_being_served_again(world, monkeypatch, caplog):
+    """What cannot be cleared up now is cleared up later."""
+
+    async def scenario():
+        await world.deploy()
+        with monkeypatch.context() as patch:
+            patch.setattr(SecretStore, "sweep", lambda *_: (_ for _ in ()).throw(StateError("disk is full")))
+            await world.restart()
+        assert list(world.controller.functions) == ["f.openfaas-fn"]
+        assert "clearing up failed; it is tried again later: disk is full" in caplog.text
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("lost", ["failure", "nothing"])
 def test_a_lost_profile_keeps_nobody_from_being_served(world, caplog, lost):
     """Its speed is learned instead."""
@@ -489,7 +522,7 @@ class TestNamespaces:
                 return world.profiles.table
 
             # On the loop's thread, which owns namespaces: what a thread does is of no interest here.
-            monkeypatch.setattr(world.controller, "_run", _now)
+            monkeypatch.setattr(world.controller._preparing, "_run", _now)
             monkeypatch.setattr(world.profiles, "points", removed_meanwhile)
             with pytest.raises(InvalidInput, match="namespace 'dev' does not exist"):
                 await world.deploy(namespace="dev")
@@ -677,7 +710,7 @@ def test_a_replacement_takes_over_when_it_is_ready(world):
         world.backend.ready.add(new.id)
         dirty = world.dirty
         await world.look()
-        assert (old.phase, new.replaces, world.dirty > dirty) == (Phase.DRAINING, None, True)
+        assert (old.phase, world.dirty > dirty) == (Phase.DRAINING, True)
 
     run(scenario())
 

@@ -328,6 +328,25 @@ def test_a_backend_that_cannot_start(world):
     run(scenario())
 
 
+def test_waiting_grows_also_while_another_instance_serves(world):
+    """One more that never fits must not be started every two seconds for ever, and the reason stays to be read."""
+
+    async def scenario():
+        f = await world.deploy()
+        one = await world.running(f)
+        world.backend.words = "no memory"
+        waits_s = []
+        for _ in range(4):
+            await world.ended(await world.running(f, ready=False))
+            waits_s.append(f.retry_at_s - world.clock.now_s())
+            world.fleet.drain(world.fleet.start(f, SMALL, "x"), "whatever else changes")
+        assert (waits_s, f.last_failure) == ([2.0, 4.0, 8.0, 16.0], "no memory")
+        await world.running(f)
+        assert (f.failures, f.last_failure, one.phase) == (0, "", Phase.READY)
+
+    run(scenario())
+
+
 def test_a_backend_that_cannot_start_for_days(world):
     """Once a minute, for ever."""
 

@@ -2,7 +2,9 @@
 
 import asyncio
 
-from infless_core.errors import StateError
+import pytest
+
+from infless_core.errors import StateError, Unavailable
 from infless_core.lifecycle import Phase
 from infless_provider.controller import TRIES
 from infless_provider.state import State
@@ -143,6 +145,47 @@ def test_a_backend_that_cannot_start_it(world):
         assert f.failures == 1
         world.fleet.start(f, f.spare(), "again")
         assert (f.stored, f.rolled_back, f.serving()) == (before, "exec format error", [old])
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("why", ["the engine is away", "the disk is full"])
+def test_a_machine_that_cannot_start_anything_is_no_fault_of_the_version(world, monkeypatch, why):
+    """It was accepted, and is tried until the machine can again."""
+
+    async def scenario():
+        f, _ = await proven(world)
+        await world.update(code="2")
+        updated = f.version
+        await fails(world, f, TRIES - 1)
+        with monkeypatch.context() as patch:
+            if why == "the engine is away":
+                patch.setattr(world.backend, "failure", Unavailable(why))
+            else:
+                patch.setattr(State, "put_instance", lambda *_: (_ for _ in ()).throw(StateError(why)))
+            for _ in range(2 * TRIES):
+                assert world.fleet.start(f, f.spare(), "again") is None
+                assert f.last_failure == why
+                assert f.retry_at_s > world.clock.now_s()
+        assert (f.version, f.failures, f.rolled_back) == (updated, TRIES - 1, "")
+        await world.running(f)
+        assert f.stored.proven
+
+    run(scenario())
+
+
+def test_one_that_was_asked_to_end_before_a_restart_counts_for_nothing(world):
+    """Nobody knows of an adopted instance whether it had been ready."""
+
+    async def scenario():
+        f, old = await proven(world)
+        await world.update(code="2")
+        await fails(world, f, TRIES - 1)
+        starting = await world.running(f, ready=False)
+        f = (await world.restart()).find("f")
+        await world.ended(f.instances[starting.id])
+        assert (f.failures, f.retry_at_s, f.stored.previous is not None) == (0, 0.0, True)
+        assert [one.id for one in f.undrained()] == [old.id]
 
     run(scenario())
 
@@ -401,7 +444,9 @@ class TestImpossible:
             f, _ = await proven(world)
             await world.update(code="2")
             updated = f.stored
-            monkeypatch.setattr(world.controller, "_wishes", lambda _: (_ for _ in ()).throw(StateError("no GPU")))
+            monkeypatch.setattr(
+                world.controller._preparing, "wishes", lambda _: (_ for _ in ()).throw(StateError("no GPU"))
+            )
             await fails(world, f)
             assert f.stored == updated
             assert "cannot be rolled back: no GPU" in caplog.text
@@ -415,13 +460,13 @@ class TestImpossible:
             f, _ = await proven(world)
             before = f.stored
             await world.update(code="2")
-            gate, real = asyncio.Event(), world.controller._run
+            gate, real = asyncio.Event(), world.controller._preparing._run
 
             async def slow(work, *arguments):
                 await gate.wait()
                 return await real(work, *arguments)
 
-            monkeypatch.setattr(world.controller, "_run", slow)
+            monkeypatch.setattr(world.controller._preparing, "_run", slow)
             update = asyncio.ensure_future(world.update(code="3"))
             await world.settle()
             await fails(world, f)

@@ -181,7 +181,7 @@ class DockerBackend:
     def start(self, launch: Launch) -> None:
         """See `Backend.start`."""
         if self._away:
-            raise BackendError(self._away)
+            raise EngineAway(self._away)
         with self._lock:
             cores = pick_cores(self._cpus, self._taken(), launch.configuration.cpu_cores)
             held = self._held[launch.id] = _Held(id=launch.id, function=launch.function, cores=cores)

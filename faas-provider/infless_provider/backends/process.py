@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from infless_core.errors import BackendError
+from infless_core.errors import BackendError, Unavailable
 from infless_core.model import Configuration, FunctionSpec, Server
 from infless_profiler.measure import run_curve
 from infless_provider import bundles, log_files
@@ -34,6 +34,8 @@ from infless_provider.backends.process_instance import END_S, HOST, ProcessInsta
 from infless_provider.backends.process_launch import command_line, environment, mounted
 
 LOG = logging.getLogger("infless.process")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+"""The machine has no room just now: no fault of what was to be started."""
 
 
 def pick_cores(cpus: Sequence[int], taken: Counter[int], count: int, held: Sequence[int] = ()) -> tuple[int, ...]:
@@ -190,7 +192,8 @@ class ProcessBackend:
                 ports = requests.getsockname()[1], metrics.getsockname()[1]
         except (OSError, ValueError, subprocess.SubprocessError, BackendError) as error:
             self._clear_up(Remains(group=group, folder=folder))
-            raise BackendError(f"instance {launch.id} could not be started: {_told(error)}") from error
+            kind = Unavailable if getattr(error, "errno", None) in _FULL else BackendError
+            raise kind(f"instance {launch.id} could not be started: {_told(error)}") from error
         with contextlib.suppress(OSError):  # long before it has any thread: everything it starts inherits the cores
             os.sched_setaffinity(child.pid, cores)
         instance = ProcessInstance(

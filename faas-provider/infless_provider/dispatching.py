@@ -146,14 +146,10 @@ class Dispatch:
                 timeout_s=max(0.001, patience.ends_s - sent_s),
                 **more,
             )
-        except NotSent:
+        except BaseException as error:
             instance.in_flight -= 1
-            raise
-        except UpstreamError as error:
-            instance.in_flight -= 1
-            raise unanswered(function, error, patience.timeout_s) from error
-        except BaseException:
-            instance.in_flight -= 1
+            if isinstance(error, UpstreamError) and not isinstance(error, NotSent):
+                raise unanswered(function, error, patience.timeout_s) from error
             raise
         return Sent(instance, reply, sent_s)
 
@@ -164,7 +160,7 @@ class Dispatch:
             Unanswered: too many wait already, or the time is over.
         """
         while True:
-            id_ = function.dispatcher.choose(refused) if refused else function.dispatcher.choose()
+            id_ = function.dispatcher.choose(refused)
             if id_ is not None:
                 instance = function.instances.get(id_)
                 if instance is not None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from infless_core.errors import InvalidInput
 from infless_core.units import parse_duration_s
 from infless_provider.upstream import LENGTH_EXPECTED, encode_head
+from infless_provider.upstream import Header as Header  # noqa: PLC0414 - who forwards takes it from here
 from infless_provider.wire import function_key
 
 if TYPE_CHECKING:
     from infless_watchdog.calls import Head
 
-Header = tuple[bytes, bytes]
 PREFIX = "/function/"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 INTERNAL: Header = (b"x-openfaas-internal", b"proxy")
@@ -110,10 +110,13 @@ def passage_of(head: Head) -> Passage:
         authorization = tuple(header for header in headers if header[0] == b"authorization")
         headers = [header for header in headers if header[0] != b"authorization"]
     headers += forwarded(first)
+    key = function_key(name)
+    if b"host" not in first:  # HTTP/1.0; instances are asked in HTTP/1.1, which wants one
+        headers.append((b"host", key.encode("latin-1")))
     timeout_s, fault = _timeout_s(first.get(b"x-timeout"))
     return Passage(
         name=name,
-        key=function_key(name),
+        key=key,
         method=head.method,
         target=target,
         headers=tuple(headers),

@@ -193,6 +193,9 @@ class Proxy:
         return [(b"x-call-id", call_id or self._call_ids.next()), (b"x-start-time", b"%d" % start_ns)]
 
     # counting --------------------------------------------------------------------------------------------------------
+    #
+    # A function may be removed while it is called. Its metrics are dropped then, and what is counted later would bring
+    # them back for good, or be told of another function that has its name since.
 
     def _full(self) -> str | None:
         """Why one more cannot be taken on. What queues without bound answers nobody in time."""
@@ -211,7 +214,9 @@ class Proxy:
         function.invocations += 1
         function.in_flight += 1
         function.wanted_at_s = now_s
-        self._metrics.started(function.key)
+        key = function.key
+        if self._functions.get(key) is function:
+            self._metrics.started(key)
         return now_s
 
     def ended(self, function: FunctionState, status: int, started_s: float, alone_s: float = 0.0) -> None:
@@ -228,7 +233,9 @@ class Proxy:
         now_s = function.wanted_at_s = self.clock.now_s()
         if alone_s and not function.profile:
             function.observe(alone_s)
-        self._metrics.answered(function.key, status, now_s - started_s, function.wishes.latency_target_s)
+        key = function.key
+        if self._functions.get(key) is function:
+            self._metrics.answered(key, status, now_s - started_s, function.wishes.latency_target_s)
 
 
 async def _beginning(reply: Reply, most_bytes: int) -> tuple[bytes, int]:

@@ -76,8 +76,6 @@ class Upstream:
         self._idle: list[Connection] = []
         self._closed = False
         self.connections: set[Connection] = set()
-        self.in_flight = 0
-        """Requests written whose answer is not complete."""
         self.loop: asyncio.AbstractEventLoop
         self.wakes_s = math.inf
         """When late answers are looked for next."""
@@ -85,7 +83,7 @@ class Upstream:
 
     @property
     def idle(self) -> int:
-        """Open connections that wait for a request."""
+        """Open connections that wait for a request; the others are busy. A probe: only tests look."""
         return len(self._idle)
 
     async def request(

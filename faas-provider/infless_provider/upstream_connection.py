@@ -190,7 +190,6 @@ class Connection(asyncio.Protocol):
         pool = self._pool
         self._timeout_s, self._silence_s = timeout_s, silence_s
         self._ends_s = pool.loop.time() + timeout_s
-        pool.in_flight += 1
         if self._ends_s < pool.wakes_s:
             pool.wake_at(self._ends_s)
         self._transport.write(data)
@@ -286,7 +285,6 @@ class Connection(asyncio.Protocol):
         """No answer is expected any more."""
         self._ends_s = math.inf
         self._moved_s = 0.0
-        self._pool.in_flight -= 1
         if self._sender is not None:
             self._sender.cancel()
             self._sender = None

@@ -193,9 +193,7 @@ class Site:
         await self.until(lambda: self.f.in_flight == 0 and not self.edge.connections)
         assert self.proxy.in_flight == 0
         assert sum(self.counted().values()) == self.f.invocations
-        assert [(one.in_flight, one.upstream.in_flight) for one in self.f.instances.values()] == [
-            (0, 0) for _ in self.f.instances
-        ]
+        assert not any(one.in_flight for one in self.f.instances.values())
         await self.until(
             lambda: all(len(one.upstream.connections) == one.upstream.idle for one in self.f.instances.values())
         )
@@ -211,6 +209,11 @@ class Site:
         for writer in self._peers.values():
             writer.transport.abort()
         await self.until(lambda: len(asyncio.all_tasks()) == 1)
+
+
+def busy(one: Instance) -> bool:
+    """Whether a request is being written to it, or was and is not answered."""
+    return len(one.upstream.connections) > one.upstream.idle
 
 
 Scenario = Callable[[Site], Coroutine[Any, Any, None]]
@@ -268,6 +271,28 @@ def test_a_request_and_its_answer() -> None:
     assert run(scenario) == {"200": 3}
     heads = [sorted(re.sub(rb"(start-time|-for): [^\r]*", b"", one).split(b"\r\n")) for one in seen]
     assert heads[0] == heads[1] == heads[2]
+
+
+@pytest.mark.parametrize("head", [b"GET /function/f HTTP/1.0\r\n\r\n", ASK % b"Connection: close\r\n"])
+def test_an_instance_is_told_a_host(head: bytes) -> None:
+    """One, as HTTP/1.1 wants it, on a fresh connection and on an open one: health checks in HTTP/1.0 send none."""
+    seen: list[bytes] = []
+
+    async def instance(peer: Peer) -> None:
+        while True:
+            seen.append(await peer.request())
+            await peer.send(OK)
+
+    async def scenario(site: Site) -> None:
+        await site.instance(instance)
+        for _ in range(2):
+            async with site.client() as client:
+                await client.send(head)
+                assert (await client.rest()).endswith(b"hello")
+
+    assert run(scenario) == {"200": 2}
+    told = [re.findall(rb"\r\nhost: ([^\r]*)", one) for one in seen]
+    assert told == [[b"f.openfaas-fn" if b"1.0" in head else b"h"]] * 2
 
 
 def test_an_instance_that_is_killed_in_the_middle_of_a_request() -> None:
@@ -553,7 +578,7 @@ def test_what_happens_on_a_connection_that_was_open(said: bytes, then: str, code
         async with site.client() as client:
             await client.send(ASK % b"X-Timeout: 100ms\r\nConnection: close\r\n")
             if then == "leave":
-                await site.until(lambda: one.upstream.in_flight)
+                await site.until(lambda: busy(one))
                 await asyncio.sleep(0.01)
             else:
                 assert (await client.rest()).startswith(got)
@@ -682,7 +707,7 @@ def test_a_client_that_leaves_while_it_sends() -> None:
         for head in (CHUNKED + b"5\r\nabcde\r\n", ASK[:-4].replace(b"4", b"900000") % b"" + b"abc"):
             async with site.client() as client:
                 await client.send(head)
-                await site.until(lambda: any(one.upstream.in_flight for one in site.f.instances.values()))
+                await site.until(lambda: any(map(busy, site.f.instances.values())))
             await site.until(lambda: site.f.in_flight == 0)
         await site.until(lambda: len(ended) == 2)
 
@@ -705,7 +730,7 @@ def test_a_client_that_leaves_while_it_waits() -> None:
         for number in (1, 2, 3):
             async with site.client() as client:
                 await client.send(ASK % b"")
-                await site.until(lambda: any(one.upstream.in_flight for one in site.f.instances.values()))
+                await site.until(lambda: any(map(busy, site.f.instances.values())))
                 if number > 1:
                     await client.reader.readuntil(b"hel")
             await site.until(lambda number=number: cut == number)

@@ -87,7 +87,9 @@ def site(world):
             one.upstream = _upstream(one, answer, world.asked)
         if prepare is not None:
             prepare(f)
-        return Proxy(world.controller, Metrics(), replace(world.settings, **settings), world.clock, ours)
+        world.metrics = Metrics()
+        world.controller.on_removed = world.metrics.forget
+        return Proxy(world.controller, world.metrics, replace(world.settings, **settings), world.clock, ours)
 
     world.asked = []
     return made
@@ -274,6 +276,47 @@ def test_counting(world, ask):
     ask(Exchange(), reply())
     f = world.function
     assert (f.arrived, f.invocations, f.in_flight, f.wanted_at_s) == (1, 1, 0, world.clock.now_s())
+
+
+def counted(world):
+    """Whatever the metrics say of `f`."""
+    samples = [one for family in world.metrics.registry.collect() for one in family.samples]
+    return [one.name for one in samples if one.labels.get("function_name") == world.function.key]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["removed", "removed and deployed anew"])
+def test_an_invocation_that_outlives_its_function_is_not_counted(world, ask, again):
+    """What was counted of it is gone, and stays so; a function that has its name since did not answer this."""
+
+    def prepare(f):
+        one = f.serving()[0]
+        asks = one.upstream.request
+
+        async def request(*arguments, **more):
+            assert counted(world)
+            await world.controller.remove("f")
+            if again:
+                await world.deploy()
+            return await asks(*arguments, **more)
+
+        one.upstream.request = request
+
+    assert ask(Exchange(), reply(), prepare=prepare).status == 200
+    assert counted(world) == []
+    assert world.function.in_flight == 0
+
+
+def test_a_queued_call_of_a_function_that_is_gone_is_not_counted(world, site):
+    """It was looked up before its body was read from the disk, and removed meanwhile: no trace in the metrics."""
+
+    async def call():
+        proxy = await site(reply())
+        await world.controller.remove("f")
+        return await proxy.call(world.function, "POST", "/", (), b"", timeout_s=9.0, answer_max_bytes=10)
+
+    assert asyncio.run(asyncio.wait_for(call(), 30)).status
+    assert counted(world) == []
+    assert (world.function.invocations, world.function.in_flight) == (1, 0)
 
 
 def test_speed_is_learned_from_requests_that_were_alone(world, ask):

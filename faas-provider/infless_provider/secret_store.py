@@ -46,11 +46,11 @@ class SecretStore:
         )
 
     def create(self, wish: SecretWish) -> None:
-        """Keep a new secret.
+        """Keep a new secret, also for instances that have kept a removed one of that name.
 
         Raises:
             Conflict: it exists, or the namespace holds as many as it may.
-            StateError: the disk does not take it.
+            StateError: the disk does not take it, and it does not exist; some of those instances may see it then.
         """
         with self._writing:
             names = self.names(wish.namespace)
@@ -60,6 +60,7 @@ class SecretStore:
                 )
             if len(names) >= self._most:
                 raise Conflict(f"namespace {wish.namespace!r} holds {self._most} secrets, as many as it may")
+            self._write_copies(wish)  # first: while one is missing, the same call may be sent again
             self._write(self._values / wish.namespace / wish.name, wish.value)
 
     def update(self, wish: SecretWish) -> None:
@@ -72,11 +73,10 @@ class SecretStore:
         with self._writing:
             path = self._existing(wish.namespace, wish.name)
             self._write(path, wish.value)
-            for copy in self._mounted.glob(f"*.{wish.namespace}/*/{wish.name}"):
-                self._write(copy, wish.value, self._reader)
+            self._write_copies(wish)
 
     def delete(self, namespace: str, name: str) -> None:
-        """Forget a secret. Functions that run keep their copies until they are deployed anew.
+        """Forget a secret. Functions that run keep their copies until they are deployed anew, or it is created again.
 
         Raises:
             NotFound: it does not exist.
@@ -166,6 +166,10 @@ class SecretStore:
         if not path.is_file():
             raise NotFound(f"secret {name!r} does not exist in namespace {namespace!r}")
         return path
+
+    def _write_copies(self, wish: SecretWish) -> None:
+        for copy in self._mounted.glob(f"*.{wish.namespace}/*/{wish.name}"):
+            self._write(copy, wish.value, self._reader)
 
     def _write(self, path: Path, value: bytes, reader: tuple[int, int] | None = None) -> None:
         try:

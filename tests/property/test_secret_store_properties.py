@@ -38,7 +38,7 @@ class Secrets(RuleBasedStateMachine):
 
     @rule(namespace=NAMESPACES, name=NAMES, value=VALUES)
     def create(self, namespace: str, name: str, value: bytes) -> None:
-        """New ones only, and no more than a namespace may hold."""
+        """New ones only, and no more than a namespace may hold; copies of an earlier one of that name get its value."""
         full = sum(place == namespace for place, _ in self.values) >= MOST
         try:
             self.store.create(SecretWish(name=name, namespace=namespace, value=value))
@@ -47,7 +47,7 @@ class Secrets(RuleBasedStateMachine):
         else:
             assert not full
             assert (namespace, name) not in self.values
-            self.values[namespace, name] = value
+            self._everywhere(namespace, name, value)
 
     @rule(namespace=NAMESPACES, name=NAMES, value=VALUES)
     def update(self, namespace: str, name: str, value: bytes) -> None:
@@ -57,6 +57,9 @@ class Secrets(RuleBasedStateMachine):
         except NotFound:
             assert (namespace, name) not in self.values
             return
+        self._everywhere(namespace, name, value)
+
+    def _everywhere(self, namespace: str, name: str, value: bytes) -> None:
         self.values[namespace, name] = value
         for (place, _, _), copies in self.mounted.items():
             if place == namespace and name in copies:

@@ -269,6 +269,34 @@ class TestMounting:
         with pytest.raises(InvalidInput):
             store.check(NS, ["key"])
 
+    def test_a_secret_that_comes_back_reaches_every_copy(self, store):
+        """At once, as a new value does: not when something clears up one day. Other namespaces and names keep theirs."""
+        for namespace in (NS, "dev"):
+            store.create(wish(value=b"old", namespace=namespace))
+        store.create(wish("other", b"1"))
+        for version, names in (("v1", ["key", "other"]), ("v2", ["key"])):
+            store.mount(FUNCTION, version, NS, names)
+        store.mount("f.dev", "v1", "dev", ["key"])
+        store.delete(NS, "key")
+        store.create(wish(value=b"new"))
+        assert files(store.folder_of(FUNCTION, "v1")) == {"key": b"new", "other": b"1"}
+        assert files(store.folder_of(FUNCTION, "v2")) == {"key": b"new"}
+        assert files(store.folder_of("f.dev", "v1")) == {"key": b"old"}
+
+    @pytest.mark.parametrize("written", [0, 1])
+    def test_a_secret_that_comes_back_to_a_full_disk(self, store, monkeypatch, written):
+        """It is not there before every copy of it is, so that the same call can be sent again, and mends all."""
+        store.create(wish(value=b"old"))
+        store.mount(FUNCTION, "v1", NS, ["key"])
+        store.delete(NS, "key")
+        with monkeypatch.context() as patch:
+            full_disk(patch, after=written)
+            with pytest.raises(StateError, match="make room and send it again"):
+                store.create(wish(value=b"new"))
+        assert store.names(NS) == []
+        store.create(wish(value=b"new"))
+        assert files(store.folder_of(FUNCTION, "v1")) == {"key": b"new"}
+
     def test_a_value_that_cannot_be_read(self, store, monkeypatch):
         """One of our errors, with the name."""
         store.create(wish())

@@ -75,7 +75,7 @@ class Provider:
         self._controller = controller = Controller(settings, self._state, self._backend, profiles, secrets, clock)
         self._proxy = Proxy(controller, self._metrics, settings, clock, self._ours)
         autoscaler = Autoscaler(controller, server, clock, settings.solver)
-        views = Views(controller)
+        self._views = views = Views(controller)
         tenants = Tenants(controller.namespaces, secrets, controller.functions_in)
         tenants.on_secret = controller.secret_changed
         self._log_hub = LogHub(settings.logs_dir, clock)
@@ -236,6 +236,7 @@ class Provider:
         await self._backend.close()
         self._control.close()
         self._edge.close()
+        self._views.close()
         self._state.close()
 
 

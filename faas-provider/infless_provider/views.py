@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from infless_core.errors import Unavailable
 from infless_core.lifecycle import Phase
 from infless_profiler.scrape import Target
 from infless_provider import wire
+from infless_provider.backends.base import Usage
 from infless_provider.controller import Controller
 from infless_provider.functions import FunctionState, Instance
+
+USAGE_WAIT_S = 10.0
+"""For a backend to say what a function uses: an engine that works needs a second or two for many containers."""
+USAGE_THREADS = 4
+"""So many functions are asked about at once. Threads of their own, as an engine may hang: secrets need the others."""
 
 
 class Views:
@@ -17,6 +25,15 @@ class Views:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
+        self._usage_threads = ThreadPoolExecutor(USAGE_THREADS, thread_name_prefix="usage")
+        self._usage: dict[str, asyncio.Future[list[Usage]]] = {}
+        """What is being read, by function."""
+        self._usage_late: set[str] = set()
+        """Functions of which somebody has waited `USAGE_WAIT_S` for what is being read."""
+
+    def close(self) -> None:
+        """Ask the backend no more; what it is being asked is waited for by nobody."""
+        self._usage_threads.shutdown(wait=False, cancel_futures=True)
 
     async def listing(self, namespace: object) -> list[dict[str, Any]]:
         """Every FunctionStatus of a namespace, by name.
@@ -34,16 +51,39 @@ class Views:
 
         Raises:
             NotFound: when there is none.
+            Unavailable: the backend does not say in time what it uses.
         """
         function = self._controller.find(name, namespace)
         status = self._status(function)
         if usage:
-            used = await asyncio.to_thread(self._controller.backend.usage, list(function.instances))
+            used = await self._used_by(function)
             status["usage"] = {
                 "cpu": sum(one.cpu_millicores for one in used),
                 "totalMemoryBytes": float(sum(one.memory_bytes for one in used)),
             }
         return status
+
+    async def _used_by(self, function: FunctionState) -> list[Usage]:
+        """Of each instance. Whoever asks while it is being read shares what comes of it, also that nothing does."""
+        key = function.key
+        reading = self._usage.get(key)
+        if reading is None:
+            loop, backend = asyncio.get_running_loop(), self._controller.backend
+            reading = loop.run_in_executor(self._usage_threads, backend.usage, list(function.instances))
+            self._usage[key] = reading
+            reading.add_done_callback(lambda reading: self._usage_read(key, reading))
+        if key not in self._usage_late:
+            await asyncio.wait({reading}, timeout=USAGE_WAIT_S)
+        if reading.done():
+            return reading.result()
+        self._usage_late.add(key)
+        raise Unavailable(f"the backend does not say what instances of {key} use; ask without usage, or later")
+
+    def _usage_read(self, key: str, reading: asyncio.Future[list[Usage]]) -> None:
+        del self._usage[key]
+        self._usage_late.discard(key)
+        if not reading.cancelled():
+            reading.exception()  # nobody may be left to hear of it
 
     async def overview(self) -> dict[str, Any]:
         """Instances with their configurations and reasons, and what happened: `infless status`."""

@@ -2,13 +2,20 @@
 
 import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from infless_core.errors import InvalidInput, NotFound
+from infless_core.errors import InvalidInput, NotFound, Unavailable
 from infless_core.model import Configuration
 from infless_profiler.scrape import Target
+from infless_provider import views
+from infless_provider.backends.base import Usage
 from infless_provider.state import StoredNamespace
+
+GENEROUS_S = 60.0
+"""Longer than any machine takes to run a thread."""
 
 
 def run(scenario):
@@ -142,6 +149,136 @@ class TestStatus:
             await world.deploy()
             with pytest.raises(NotFound, match=f"function {name!r} does not exist in namespace"):
                 await world.views.describe(name, namespace, usage=True)
+
+        run(scenario())
+
+
+class Engine:
+    """A backend's `usage` that hangs until the gate opens."""
+
+    def __init__(self, backend):
+        self.gate, self.asked, self.failure = threading.Event(), [], None
+        backend.usage = self
+
+    def __call__(self, ids):
+        """Something for each, or the failure."""
+        self.asked.append(list(ids))
+        assert self.gate.wait(GENEROUS_S), "nobody opened the gate"
+        if self.failure is not None:
+            raise self.failure
+        return [Usage(cpu_millicores=5.0, memory_bytes=7) for _ in ids]
+
+    async def reached(self, times):
+        """So many questions have come to it."""
+        async with asyncio.timeout(GENEROUS_S):
+            while len(self.asked) < times:
+                await asyncio.sleep(0.001)
+
+
+class TestUsageOfABackendThatHangs:
+    """Polls hold up nobody, and do not pile up."""
+
+    @pytest.fixture
+    def engine(self, world):
+        """One that hangs; in the end it does not, so that its threads end."""
+        engine = Engine(world.backend)
+        yield engine
+        engine.gate.set()
+        world.views.close()
+
+    @staticmethod
+    async def polls(world, *names):
+        """Somebody asks for each of these."""
+        found = [asyncio.ensure_future(world.views.describe(name, None, usage=True)) for name in names]
+        await world.settle()
+        return found
+
+    def test_other_threads_are_free(self, world, engine):
+        """Secrets and housekeeping have the default ones, of which there is one here."""
+
+        async def scenario():
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+            await world.deploy()
+            polls = await self.polls(world, *"ffffff")
+            await engine.reached(1)
+            async with asyncio.timeout(GENEROUS_S / 2):
+                assert await asyncio.to_thread(lambda: "done") == "done"
+            engine.gate.set()
+            assert len(await asyncio.gather(*polls)) == 6
+
+        run(scenario())
+
+    def test_polls_of_a_function_share_an_answer(self, world, engine):
+        """Of those that come while it is read; who comes later has it read anew."""
+
+        async def scenario():
+            f = await world.deploy()
+            instance = await world.running(f)
+            polls = await self.polls(world, *"fff")
+            await engine.reached(1)
+            engine.gate.set()
+            assert [one["usage"]["cpu"] for one in await asyncio.gather(*polls)] == [5.0] * 3
+            assert engine.asked == [[instance.id]]
+            await world.views.describe("f", None, usage=True)
+            assert len(engine.asked) == 2
+
+        run(scenario())
+
+    def test_who_waits_for_long_is_told(self, world, engine, monkeypatch):
+        """A sentence, and those who ask meanwhile get it at once; without usage they get an answer; it may come back."""
+        monkeypatch.setattr(views, "USAGE_WAIT_S", 0.01)
+
+        async def scenario():
+            await world.deploy()
+            told = "the backend does not say what instances of f.openfaas-fn use; ask without usage, or later"
+            with pytest.raises(Unavailable, match=told):
+                await world.views.describe("f", None, usage=True)
+            monkeypatch.setattr(views, "USAGE_WAIT_S", GENEROUS_S)
+            with pytest.raises(Unavailable, match=told):
+                await asyncio.wait_for(world.views.describe("f", None, usage=True), GENEROUS_S / 2)
+            assert len(engine.asked) == 1
+            assert "usage" not in await world.views.describe("f", None, usage=False)
+            engine.gate.set()
+            async with asyncio.timeout(GENEROUS_S):
+                while not (found := await self.usage_if_told(world)):
+                    await asyncio.sleep(0.001)
+            assert found == {"cpu": 0, "totalMemoryBytes": 0.0}
+
+        run(scenario())
+
+    @staticmethod
+    async def usage_if_told(world):
+        """None while it is not."""
+        try:
+            return (await world.views.describe("f", None, usage=True))["usage"]
+        except Unavailable:
+            return None
+
+    def test_one_function_does_not_take_all_threads(self, world, engine):
+        """Another one's question goes to the backend meanwhile."""
+
+        async def scenario():
+            for name in "fg":
+                await world.deploy(name)
+            polls = await self.polls(world, *"fffffffg")
+            await engine.reached(2)
+            engine.gate.set()
+            assert [one["name"] for one in await asyncio.gather(*polls)] == list("fffffffg")
+
+        run(scenario())
+
+    def test_a_failure_is_everybodys(self, world, engine):
+        """Of those who shared the question; the next one asks anew."""
+
+        async def scenario():
+            await world.deploy()
+            engine.failure = RuntimeError("broken")
+            polls = await self.polls(world, *"ff")
+            engine.gate.set()
+            found = await asyncio.gather(*polls, return_exceptions=True)
+            assert [str(one) for one in found] == ["broken"] * 2
+            engine.failure = None
+            assert (await world.views.describe("f", None, usage=True))["usage"]["cpu"] == 0
 
         run(scenario())
 

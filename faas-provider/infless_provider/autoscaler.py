@@ -29,7 +29,6 @@ class Autoscaler:
     """One second at a time. Runs on the event loop; only the solver runs in a thread."""
 
     def __init__(self, controller: Controller, server: Server, clock: Clock, solver: str) -> None:
-        self.last_plan: Plan | None = None
         self._controller = controller
         self._server = server
         self._clock = clock
@@ -111,7 +110,6 @@ class Autoscaler:
 
     def _settle(self, problem: Problem, made: Plan) -> None:
         """Execute a plan."""
-        self.last_plan = made
         now_s = self._clock.now_s()
         alive = self._awake(now_s)
         rates_rps = {demand.id: demand.rate_rps for demand in problem.functions}

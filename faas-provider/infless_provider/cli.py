@@ -99,9 +99,9 @@ def down(state_dir: Path | None, as_json: bool) -> None:
 def build(stack_path: Path, out: Path, as_json: bool, pattern: str | None, names: tuple[str, ...]) -> None:
     """Build functions into bundles, for machines without faas-cli or Docker."""
     from infless_provider.build import build_function
-    from infless_provider.stackfile import chosen, read_stack
+    from infless_provider.stackfile import read_stack
 
-    stack = read_stack(stack_path, os.environ, chosen(stack_path, names, pattern))
+    stack = read_stack(stack_path, os.environ, names, pattern)
     out.mkdir(parents=True, exist_ok=True)
     folders: dict[str, str] = {}
     for function in stack.functions:
@@ -125,9 +125,9 @@ def deploy(
     names: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Deploy functions of a stack file. A function never seen before is timed first, which takes seconds."""
-    from infless_provider.stackfile import chosen, read_stack
+    from infless_provider.stackfile import read_stack
 
-    stack = read_stack(stack_path, os.environ, chosen(stack_path, names, pattern))
+    stack = read_stack(stack_path, os.environ, names, pattern)
     client = Client(gateway or stack.gateway or DEFAULT_GATEWAY, find_credentials(state_dir))
     done: dict[str, str] = {}
     for function in stack.functions:
@@ -142,6 +142,24 @@ def deploy(
     if as_json:
         click.echo(json.dumps(done, indent=1))
     sys.exit(1 if any(word.startswith("refused") for word in done.values()) else 0)
+
+
+@main.command()
+@_GATEWAY
+@_STATE
+@click.argument("names", nargs=-1, required=True)
+def remove(gateway: str | None, state_dir: Path | None, names: tuple[str, ...]) -> None:
+    """Remove functions; what their instances are answering is answered."""
+    client = Client(gateway or DEFAULT_GATEWAY, find_credentials(state_dir))
+    refused = False
+    for name in names:
+        try:
+            client.remove(name)
+            click.echo(f"{name} removed")
+        except InflessError as error:  # the others go all the same
+            refused = True
+            click.echo(f"{name} not removed: {error}", err=True)
+    sys.exit(1 if refused else 0)
 
 
 @main.command()

@@ -102,7 +102,7 @@ class Fleet:
         return Launch(
             id=instance.id,
             function=function.key,
-            digest=instance.version,
+            version=instance.version,
             artifact=function.stored.version.artifact,
             environment=function.wishes.environment(spec.env_vars),
             configuration=instance.configuration,

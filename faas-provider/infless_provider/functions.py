@@ -172,10 +172,10 @@ class FunctionState:
             exec_s = self._assumed_point().exec_s
         if exec_s is None:
             return None
-        batch = instance.configuration if self.profile else Configuration(batch=1, cpu_cores=1)
+        configuration = instance.configuration if self.profile else Configuration(batch=1, cpu_cores=1)
         share = fixed_shares(self.profile).get(instance.configuration, 1.0)
         wishes = self.wishes
-        return window(batch, exec_s, wishes.latency_target_s, wishes.latency_percentile, fixed_share=share)
+        return window(configuration, exec_s, wishes.latency_target_s, wishes.latency_percentile, fixed_share=share)
 
     def windows(self) -> dict[str, RateWindow]:
         """Windows of the instances that count for planning: starting or ready, of the newest version."""
@@ -230,7 +230,7 @@ class FunctionState:
 
     def available(self) -> int:
         """Ready instances."""
-        return sum(1 for i in self.instances.values() if i.phase is Phase.READY)
+        return len(self.serving())
 
     def wanted(self, now_s: float) -> int:
         """Instances that are meant to run."""

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from infless_core.errors import StateError
+from infless_provider.migrations import migrate
 
 LOG = logging.getLogger("infless.state")
 T = TypeVar("T")
@@ -167,11 +168,7 @@ class GroupCommit:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA journal_size_limit = {64 << 20}")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(self._migrations):
-            raise StateError(f"{self._path} was written by a newer INFless (schema {version}); update INFless")
-        for number, script in enumerate(self._migrations[version:], start=version + 1):
-            db.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+        migrate(db, self._path, self._migrations)
         # What a flood has left free goes back to the file system.
         db.execute("PRAGMA incremental_vacuum").fetchall()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -157,10 +158,10 @@ def profile_functions(
 ) -> None:  # fmt: skip
     """Time functions of a stack file whole, and keep the result for planning (also: infless profile -f STACK)."""
     from infless_provider.profile_stack import profile_functions as measure
-    from infless_provider.stackfile import chosen
+    from infless_provider.stackfile import read_stack
 
     tables = measure(
-        stack_path, bundles, state_dir or default_state_dir(), chosen(stack_path, names, pattern),
+        read_stack(stack_path, os.environ, names, pattern).functions, bundles, state_dir or default_state_dir(),
         None if batches is None else _numbers("--batches", batches, 4096), cpu_cores,
         lambda told: click.echo(told, err=True),
     )  # fmt: skip

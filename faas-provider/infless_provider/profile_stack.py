@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from infless_provider.backends.process import ProcessBackend
 from infless_provider.bundles import digest_of, find_bundle, profile_key
 from infless_provider.profiling import Profiles
 from infless_provider.settings import START_TIMEOUT_S, usable_cores
-from infless_provider.stackfile import StackFunction, read_stack
+from infless_provider.stackfile import StackFunction
+from infless_provider.wire import parse_deployment
 
 
 def profile_functions(
-    stack_path: Path,
+    functions: Iterable[StackFunction],
     bundles_dir: Path,
     state_dir: Path,
-    names: tuple[str, ...],
     batches: tuple[int, ...] | None,
     cpu_cores: int,
     progress: Callable[[str], None],
@@ -40,10 +39,7 @@ def profile_functions(
         # Not the state folder: a provider that starts there meanwhile would take the measurement for a stray.
         backend = ProcessBackend(cpus, Path(scratch), bundles_dir)
         profiles = Profiles(store, SystemClock(), len(cpus), backend.curve, START_TIMEOUT_S)
-        return {
-            function.name: _points(profiles, function, bundles_dir, batches, progress)
-            for function in read_stack(stack_path, os.environ, names).functions
-        }
+        return {function.name: _points(profiles, function, bundles_dir, batches, progress) for function in functions}
 
 
 def _points(
@@ -54,14 +50,16 @@ def _points(
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     bundle = find_bundle(bundles_dir, function.name, function.image)
-    wishes = parse_wishes(function.deployment.get("labels", {}))
-    environment = wishes.environment(function.deployment.get("envVars", {}))
+    spec = parse_deployment(function.deployment)
+    wishes = parse_wishes(spec.labels)
+    environment = wishes.environment(spec.env_vars)
     found = profiles.measure(
         profile_key(digest_of(bundle), environment),
         str(bundle.resolve()),
         environment,
         batches or batch_sizes(wishes.batch_max),
         lambda told: progress(f"{function.name}: {told}"),
+        memory_bytes=spec.memory_limit_bytes,
     )
     return [
         {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,13 +37,14 @@ class Stack:
     functions: tuple[StackFunction, ...]
 
 
-def read_stack(path: Path, environ: Mapping[str, str], only: tuple[str, ...] = ()) -> Stack:
+def read_stack(path: Path, environ: Mapping[str, str], only: tuple[str, ...] = (), pattern: str | None = None) -> Stack:
     """Read and check a stack file.
 
     Args:
         path: relative paths inside are taken from its folder.
         environ: for `${VAR}`.
         only: names of functions; empty means all.
+        pattern: takes of them those whose name matches the wildcard, as `faas-cli --filter` does.
 
     Raises:
         InvalidInput: the file, the place and what is allowed.
@@ -70,7 +70,10 @@ def read_stack(path: Path, environ: Mapping[str, str], only: tuple[str, ...] = (
     unknown = [name for name in only if name not in data["functions"]]
     if unknown:
         raise InvalidInput(f"{path}: no function {unknown[0]!r}; there are {', '.join(data['functions'])}")
-    chosen = {name: spec for name, spec in data["functions"].items() if not only or name in only}
+    wanted = {name: spec for name, spec in data["functions"].items() if not only or name in only}
+    chosen = {name: spec for name, spec in wanted.items() if pattern is None or fnmatchcase(name, pattern)}
+    if wanted and not chosen:
+        raise InvalidInput(f"--filter: {pattern!r} matches none of {', '.join(wanted)}")
     functions = tuple(_function(path, name, spec) for name, spec in chosen.items())
     return Stack(gateway=str(provider.get("gateway") or ""), functions=functions)
 
@@ -143,18 +146,3 @@ def _environment_file(path: Path) -> dict[str, str]:
     if not isinstance(data, dict):
         raise InvalidInput(f"{path}: needs 'environment', an object of single values")
     return _strings(data.get("environment"), f"{path}: environment")
-
-
-def chosen(path: Path, names: tuple[str, ...], pattern: str | None) -> tuple[str, ...]:
-    """The names of functions that a command is about; none means all.
-
-    Raises:
-        InvalidInput: the pattern matches no function.
-    """
-    if pattern is None:
-        return names
-    found = [function.name for function in read_stack(path, os.environ, names).functions]
-    matching = tuple(name for name in found if fnmatchcase(name, pattern))
-    if not matching:
-        raise InvalidInput(f"--filter: {pattern!r} matches none of {', '.join(found)}")
-    return matching

@@ -8,12 +8,15 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from infless_core.errors import InvalidInput, StateError
 from infless_core.model import Configuration, FunctionSpec
+from infless_provider.migrations import migrate
 
 LOG = logging.getLogger("infless.state")
 _T = TypeVar("_T")
@@ -160,7 +163,7 @@ class State:
             raise StateError(f"the state database {path} cannot be opened: {error}") from error
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._migrate()
+            migrate(self._db, path, _MIGRATIONS)
         except sqlite3.Error as error:
             self._db.close()
             raise StateError(f"the state database {path} cannot be used: {error}") from error
@@ -179,10 +182,10 @@ class State:
             del key
             replicas, previous, proven = rest
             return StoredFunction(
-                version=Version(spec=_spec_from_json(spec), artifact=artifact, digest=digest),
+                version=Version(spec=msgspec.json.decode(spec, type=FunctionSpec), artifact=artifact, digest=digest),
                 created_at_s=created_at_s,
                 replicas=replicas,
-                previous=_version_from_json(previous) if previous else None,
+                previous=msgspec.json.decode(previous, type=Version) if previous else None,
                 proven=bool(proven),
             )
 
@@ -200,12 +203,12 @@ class State:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     function.key,
-                    json.dumps(asdict(function.spec)),
+                    msgspec.json.encode(function.spec).decode(),
                     function.version.artifact,
                     function.version.digest,
                     function.created_at_s,
                     function.replicas,
-                    json.dumps(asdict(function.previous)) if function.previous else None,
+                    msgspec.json.encode(function.previous).decode() if function.previous else None,
                     function.proven,
                 ),
             )
@@ -276,20 +279,13 @@ class State:
         with self._transaction() as db:
             db.execute("DELETE FROM namespace WHERE name = ?", (name,))
 
-    def _migrate(self) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(_MIGRATIONS):
-            raise StateError(f"{self._path} was written by a newer INFless (schema {version}); update INFless")
-        for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
-            self._db.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
-
     def _readable(self, query: str, read: Callable[..., _T]) -> list[_T]:
         """What the rows hold. One that this version cannot read is told in the log and left as it is."""
         found = []
         for row in self._rows(query):
             try:
                 found.append(read(*row))
-            except (ValueError, TypeError, KeyError, InvalidInput) as error:
+            except (ValueError, TypeError, InvalidInput) as error:
                 LOG.error("%s cannot be read from %s and is left out: %r", row[0], self._path, error)  # noqa: TRY400
                 self.left_out += 1
         return found
@@ -309,16 +305,3 @@ class State:
                 yield self._db
         except sqlite3.Error as error:
             raise StateError(f"the state could not be written to {self._path}: {error}; nothing was changed") from error
-
-
-def _version_from_json(text: str) -> Version:
-    data = json.loads(text)
-    return Version(spec=_spec(data["spec"]), artifact=data["artifact"], digest=data["digest"])
-
-
-def _spec_from_json(text: str) -> FunctionSpec:
-    return _spec(json.loads(text))
-
-
-def _spec(data: dict[str, Any]) -> FunctionSpec:
-    return FunctionSpec(**{**data, "constraints": tuple(data["constraints"]), "secrets": tuple(data["secrets"])})

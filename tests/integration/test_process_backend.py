@@ -76,7 +76,7 @@ def launch(tmp_path):
         (bundle / "infless_watchdog" / "__init__.py").touch()  # else an installed watchdog comes first
         (bundle / "infless_watchdog" / "__main__.py").write_text(script)
         return Launch(
-            id=id_, function="f.n", digest="d", artifact=str(bundle), environment={"mine": "1"},
+            id=id_, function="f.n", version="d", artifact=str(bundle), environment={"mine": "1"},
             configuration=Configuration(batch=4, cpu_cores=cores), latency_target_s=0.2, **more,
         )  # fmt: skip
 

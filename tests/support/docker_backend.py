@@ -107,7 +107,7 @@ def spec(image: str) -> FunctionSpec:
 def launch(artifact: str, id_: str, **fields: Any) -> Launch:
     """An instance to be started."""
     fixed = {
-        "id": id_, "function": "f.openfaas-fn", "digest": "d", "artifact": artifact, "environment": {},
+        "id": id_, "function": "f.openfaas-fn", "version": "d", "artifact": artifact, "environment": {},
         "configuration": Configuration(batch=4, cpu_cores=1), "latency_target_s": 0.2,
     }  # fmt: skip
     return Launch(**{**fixed, **fields})

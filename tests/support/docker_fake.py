@@ -31,7 +31,7 @@ FOREIGN = Image(id="sha256:2", labels={}, has_command=True)
 def a_launch(id_="f-1", gpu_percent=0, **fields):
     """An instance to be started."""
     fixed = {
-        "id": id_, "function": "f.ns", "digest": "d", "artifact": "sha256:1", "environment": {"mine": "1"},
+        "id": id_, "function": "f.ns", "version": "d", "artifact": "sha256:1", "environment": {"mine": "1"},
         "configuration": Configuration(batch=8, cpu_cores=2, gpu_percent=gpu_percent), "latency_target_s": 0.25,
     }  # fmt: skip
     return Launch(**{**fixed, **fields})
@@ -230,5 +230,5 @@ def opened(folder) -> Iterator[tuple[Opened, asyncio.Runner]]:
         yield made, runner
         runner.run(made.backend.close())
         runner.run(runner.get_loop().shutdown_default_executor())
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may have ended meanwhile
     assert made.engine.done[-1] == ("close",)

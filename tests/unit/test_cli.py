@@ -120,6 +120,11 @@ class FakeProvider:
             raise Refused("no bundle")
         return "deployed"
 
+    def remove(self, name):
+        """As the client does."""
+        if name == "missing":
+            raise NotFound("no function 'missing'")
+
     def overview(self):
         """One instance with a window, one without."""
         one = {"id": "f-1", "phase": "ready", "batch": 4, "cpu_cores": 2, "gpu_percent": 0, "why": "planned"}
@@ -155,6 +160,17 @@ def test_status(run, monkeypatch):
     assert lines[0].split() == ["f-1", "ready", "b=4", "c=2", "g=0%", "1-10/s", "planned"]
     assert lines[1].split()[5] == "-"
     assert len(json.loads(run("status", "--json").stdout)["instances"]) == 2
+
+
+def test_remove(run, monkeypatch):
+    """One that is not there keeps nobody else from going; the exit code tells."""
+    provider = FakeProvider()
+    monkeypatch.setattr(cli, "Client", lambda *_: provider)
+    result = run("remove", "a", "missing", "b")
+    assert (result.exit_code, result.stdout) == (1, "a removed\nb removed\n")
+    assert result.stderr == "missing not removed: no function 'missing'\n"
+    assert run("remove", "a").exit_code == 0
+    assert run("remove").exit_code == 2
 
 
 def test_status_where_nobody_answers(run):

@@ -111,7 +111,7 @@ def test_what_a_launch_says(world):
         )
         one = await world.running(f, Configuration(batch=4, cpu_cores=2))
         (launch,) = world.backend.launches
-        assert (launch.id, launch.function, launch.digest) == (one.id, "f.openfaas-fn", f.version)
+        assert (launch.id, launch.function, launch.version) == (one.id, "f.openfaas-fn", f.version)
         assert (launch.artifact, launch.environment) == (f.stored.version.artifact, {"a": "1"})
         assert (launch.configuration, launch.latency_target_s) == (one.configuration, 0.2)
         assert (launch.memory_bytes, launch.read_only_root, launch.process) == (2**30, True, "serve --now")

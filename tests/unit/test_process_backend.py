@@ -25,7 +25,7 @@ FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 def launch(**more):
     """Of a function `f` in the namespace `n`."""
     given = {
-        "id": "f-1", "function": "f.n", "digest": "d", "artifact": "/kept/d", "environment": {"mine": "1"},
+        "id": "f-1", "function": "f.n", "version": "d", "artifact": "/kept/d", "environment": {"mine": "1"},
         "configuration": Configuration(batch=4, cpu_cores=2, gpu_percent=30), "latency_target_s": 0.2,
     }  # fmt: skip
     return Launch(**{**given, **more})

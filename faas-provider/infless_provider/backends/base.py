@@ -40,8 +40,8 @@ class Launch:
     id: str
     function: str
     """`name.namespace`."""
-    digest: str
-    """Of the function's version, as the state has it."""
+    version: str
+    """A `state.Version.id`."""
     artifact: str
     """An `Artifact.reference`."""
     environment: Mapping[str, str] = field(repr=False)
@@ -57,6 +57,23 @@ class Launch:
     read_only_root: bool = False
     process: str = ""
     """`envProcess`: what to run instead of the image's own command, where the backend runs images."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Variables of the watchdog that are the same on every backend; they win over the function's own."""
+        given = self.configuration
+        name, _, namespace = self.function.partition(".")
+        return {
+            "PYTHONUNBUFFERED": "1",  # what a handler prints is in the log at once, not after eight kilobytes
+            "OPENFAAS_NAME": name,
+            "OPENFAAS_NAMESPACE": namespace,
+            "function_name": name,
+            "batch_max": str(given.batch),
+            "cpu_cores": str(given.cpu_cores),
+            "latency_target": f"{self.latency_target_s:g}s",
+            # The provider stops sending before it asks an instance to end: no load balancer has to notice.
+            "healthcheck_interval": "0s",
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

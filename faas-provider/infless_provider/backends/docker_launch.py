@@ -94,7 +94,7 @@ def instance_config(launch: Launch, image: Image, cores: Sequence[int], site: Si
     config["Labels"] |= {  # they stay as they are: what a resize changed, the container's own settings say
         INSTANCE: launch.id,
         "com.infless.function": launch.function,
-        "com.infless.digest": launch.digest,
+        "com.infless.digest": launch.version,
         "com.infless.batch": str(given.batch),
         "com.infless.cpu-cores": str(given.cpu_cores),
         "com.infless.gpu-percent": str(given.gpu_percent),
@@ -180,7 +180,6 @@ def _gpu_request(launch: Launch, site: Site) -> dict[str, Any]:
 
 def _environment(launch: Launch, site: Site) -> dict[str, str]:
     given = launch.configuration
-    name, _, namespace = launch.function.partition(".")
     percent = str(given.gpu_percent)
     mps = {"CUDA_MPS_PIPE_DIRECTORY": MPS_PIPES, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": percent} if site.mps_pipes else {}
     return {
@@ -188,18 +187,10 @@ def _environment(launch: Launch, site: Site) -> dict[str, str]:
         **launch.environment,
         **({**mps, "gpu_percent": percent} if given.gpu_percent else {}),
         **({"fprocess": launch.process} if launch.process else {}),
-        "PYTHONUNBUFFERED": "1",  # what a handler prints is in the log at once, not after eight kilobytes
-        "OPENFAAS_NAME": name,
-        "OPENFAAS_NAMESPACE": namespace,
-        "function_name": name,
+        **launch.settings,
         "secret_mount_path": SECRETS,
         "port": str(PORT),  # the ones that are published
         "metrics_port": str(METRICS_PORT),
-        "batch_max": str(given.batch),
-        "cpu_cores": str(given.cpu_cores),
-        "latency_target": f"{launch.latency_target_s:g}s",
-        # The provider stops sending before it asks an instance to end: no load balancer has to notice.
-        "healthcheck_interval": "0s",
     }
 
 

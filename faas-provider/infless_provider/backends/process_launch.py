@@ -51,21 +51,11 @@ def environment(launch: Launch, fds: tuple[int, int], folder: Path, log: Path) -
         folder: its temporary folder.
         log: its log file.
     """
-    given = launch.configuration
-    name, _, namespace = launch.function.partition(".")
     return {
         **child_environment(Path(launch.artifact), {**_own(launch), "TMPDIR": str(folder)}),
-        "PYTHONUNBUFFERED": "1",  # what a handler prints is in the log at once, not after eight kilobytes
-        "OPENFAAS_NAME": name,
-        "OPENFAAS_NAMESPACE": namespace,
-        "function_name": name,
+        **launch.settings,
         "listen_fds": f"{fds[0]},{fds[1]}",
         "log_file": str(log),
-        "batch_max": str(given.batch),
-        "cpu_cores": str(given.cpu_cores),
-        "latency_target": f"{launch.latency_target_s:g}s",
-        # The provider stops sending before it asks an instance to end: no load balancer has to notice.
-        "healthcheck_interval": "0s",
     }
 
 

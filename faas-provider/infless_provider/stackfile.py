@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from infless_core.errors import InvalidInput
+from infless_provider.wire import NAME
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -64,7 +64,7 @@ def read_stack(path: Path, environ: Mapping[str, str], only: tuple[str, ...] = (
     provider = provider if isinstance(provider, dict) else {}
     if provider.get("name") != "openfaas":
         raise InvalidInput(f"{path}: provider.name must be openfaas, it is {provider.get('name')!r}")
-    odd = [name for name in data["functions"] if not isinstance(name, str) or not _NAME.fullmatch(name)]
+    odd = [name for name in data["functions"] if not isinstance(name, str) or not NAME.fullmatch(name)]
     if odd:
         raise InvalidInput(f"{path}: functions.{odd[0]} is not a function name: use a-z, 0-9 and '-' inside")
     unknown = [name for name in only if name not in data["functions"]]

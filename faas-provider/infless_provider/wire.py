@@ -15,7 +15,7 @@ from infless_core.model import FunctionSpec
 from infless_core.units import parse_cpu_cores, parse_memory_bytes
 from infless_provider.settings import NAMESPACE
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """A DNS label (RFC 1123), as Kubernetes wants it of functions and namespaces; it cannot leave a folder."""
 _SECRET_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 """A DNS subdomain (RFC 1123), as Kubernetes wants it of secrets."""
@@ -51,14 +51,14 @@ def parse_deployment(data: Mapping[str, Any]) -> FunctionSpec:
     """
     faults: list[str] = []
     name, image = data.get("service"), data.get("image")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         faults.append(f"service {name!r} is not a function name: use a-z, 0-9 and '-' inside, at most 63 characters")
     if not isinstance(image, str) or not image:
         faults.append("image is missing: name the image or bundle to run")
     elif not _IMAGE.fullmatch(image) or ".." in image:
         faults.append(f"image {image!r} is not an image reference")
     namespace = data.get("namespace") or NAMESPACE
-    if not isinstance(namespace, str) or not _NAME.fullmatch(namespace):
+    if not isinstance(namespace, str) or not NAME.fullmatch(namespace):
         faults.append(f"namespace {namespace!r} is not a namespace's name: use a-z, 0-9 and '-' inside")
     env = _strings(data, "envVars", faults)
     faults.extend(f"envVars: {key!r} is not a variable name" for key in env if not _ENV_NAME.fullmatch(key))
@@ -142,7 +142,7 @@ def parse_namespace(name: object) -> str:
     """
     if name in (None, ""):
         return NAMESPACE
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InvalidInput(f"namespace {name!r} is not a namespace's name: use a-z, 0-9 and '-' inside")
     return name
 
@@ -199,7 +199,7 @@ def parse_function_namespace(data: Mapping[str, Any], name: str = "") -> tuple[s
     """
     faults: list[str] = []
     said = data.get("name") or name
-    if not isinstance(said, str) or not _NAME.fullmatch(said):
+    if not isinstance(said, str) or not NAME.fullmatch(said):
         faults.append(f"name {said!r} is not a namespace's name: use a-z, 0-9 and '-' inside, at most 63 characters")
     elif name and said != name:
         faults.append(f"the path names namespace {name!r} and the body {said!r}; they must be the same")

@@ -19,10 +19,10 @@ from provider_process import wait_until
 
 from infless_core.errors import BackendError
 from infless_core.model import Configuration, FunctionSpec, Server
-from infless_provider.backends import cgroups, process_logs, procfs
-from infless_provider.backends.allotment import ClusterServer
+from infless_provider.backends import cgroups, instance_logs, procfs
+from infless_provider.backends.allotment import ClusterServer, pick_cores
 from infless_provider.backends.base import CurveOrder, Launch, Stage
-from infless_provider.backends.process import ProcessBackend, pick_cores
+from infless_provider.backends.process import ProcessBackend
 from infless_provider.bundles import write_manifest
 
 pytestmark = pytest.mark.integration
@@ -255,7 +255,7 @@ def test_a_full_disk(backend, launch, tmp_path, monkeypatch):
     def full(path, *_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(process_logs, "open_log", full)
+    monkeypatch.setattr(instance_logs, "open_log", full)
     with pytest.raises(BackendError, match=r"started: .*/f-1.log: No space left on device; free some space there"):
         backend.start(launch())
     assert list((tmp_path / "state" / "tmp").iterdir()) == []

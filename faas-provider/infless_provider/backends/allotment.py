@@ -1,7 +1,8 @@
-"""What of this machine instances get: all that is there, or what `cluster.yml` says of it."""
+"""What of this machine instances get: all that is there, or what `cluster.yml` says of it; and which CPUs each one."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,3 +59,16 @@ def allot(
     if faults:
         raise InvalidInput("\n".join(faults))
     return server, cluster.cpus or tuple(cpus)[-server.cpu_cores :]
+
+
+def pick_cores(cpus: Sequence[int], taken: Counter[int], count: int, held: Sequence[int] = ()) -> tuple[int, ...]:
+    """The `count` CPUs for an instance: first those that it holds, then those with the fewest others on them.
+
+    Args:
+        cpus: what there is.
+        taken: how many other instances are on each.
+        count: how many it gets.
+        held: those that it has now.
+    """
+    ranked = sorted(cpus, key=lambda cpu: (cpu not in held, taken[cpu], cpu))
+    return tuple(sorted(ranked[:count]))

@@ -25,8 +25,8 @@ from typing import Any
 from infless_core.errors import BackendError, InflessError
 from infless_core.model import Configuration, FunctionSpec, Server
 from infless_provider import log_files
-from infless_provider.backends import process_logs
-from infless_provider.backends.allotment import ClusterServer, allot
+from infless_provider.backends import instance_logs
+from infless_provider.backends.allotment import ClusterServer, allot, pick_cores
 from infless_provider.backends.base import Address, Artifact, CurveOrder, Launch, Sight, Stage, Usage
 from infless_provider.backends.docker_api import Container, ContainerEvent, Engine, EngineAway, NoSuch
 from infless_provider.backends.docker_host import NO_GPUS, connect, found_gpus, mps_pipes
@@ -47,7 +47,6 @@ from infless_provider.backends.docker_launch import (
 from infless_provider.backends.docker_logs import LogPump, last_line
 from infless_provider.backends.docker_watch import Watcher
 from infless_provider.backends.docker_work import Lanes
-from infless_provider.backends.process import pick_cores
 
 LOG = logging.getLogger("infless.docker")
 CLOSE_S = 10.0
@@ -195,7 +194,7 @@ class DockerBackend:
             self._tell(held, Sight(stage=Stage.ENDED, why="it was ended before it was started"))
             return
         try:
-            process_logs.prune(self._logs / launch.function, set(self._held))
+            instance_logs.prune(self._logs / launch.function, set(self._held))
             config = instance_config(launch, self._images.find(launch.artifact), held.cores, self._site)
             held.container = self._create(container_name(held.id), config)
             self._engine.start(held.container)
@@ -237,7 +236,7 @@ class DockerBackend:
 
     def last_words(self, id_: str, function: str) -> str:
         """See `Backend.last_words`."""
-        return process_logs.last_words(log_files.log_path(self._logs / function, id_))
+        return instance_logs.last_words(log_files.log_path(self._logs / function, id_))
 
     def resize(self, id_: str, configuration: Configuration) -> None:
         """See `Backend.resize`."""

@@ -33,7 +33,7 @@ from infless_provider.backends.docker_api import (
     NoSuch,
     Stream,
 )
-from infless_provider.backends.docker_launch import OWNER
+from infless_provider.backends.docker_launch import OWNER, cpuset
 
 LOG = logging.getLogger("infless.docker")
 CALL_S = 30.0
@@ -183,7 +183,7 @@ class DockerEngine:
     def pin(self, container: str, cores: tuple[int, ...]) -> None:
         """See `Engine.pin`."""
         with self._call():
-            self._client.update_container(container, cpuset_cpus=",".join(map(str, cores)))
+            self._client.update_container(container, cpuset_cpus=cpuset(cores))
 
     def remove(self, container: str) -> None:
         """See `Engine.remove`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ TMP_BYTES = 256 * 1024 * 1024
 """Of `/tmp`, which is memory and counts as the instance's own."""
 LOG_OPTIONS = {"max-size": "8m", "max-file": "2"}
 _LOOPBACK = "127.0.0.1"
-_SIGNALS = {2: "SIGINT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
+_SIGNALS = {one.value: one.name for one in signal.Signals}
 # As github.com/distribution/reference documents the grammar of an image's name.
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"

@@ -27,8 +27,8 @@ from infless_core.errors import BackendError, Unavailable
 from infless_core.model import Configuration, FunctionSpec, Server
 from infless_profiler.measure import run_curve
 from infless_provider import bundles, log_files
-from infless_provider.backends import cgroups, process_logs, procfs
-from infless_provider.backends.allotment import ClusterServer, allot
+from infless_provider.backends import cgroups, instance_logs, procfs
+from infless_provider.backends.allotment import ClusterServer, allot, pick_cores
 from infless_provider.backends.base import Artifact, CurveOrder, Launch, Sight, Stage, Usage
 from infless_provider.backends.process_instance import END_S, HOST, ProcessInstance, Remains, bury, from_handle, starved
 from infless_provider.backends.process_launch import command_line, environment, mounted
@@ -36,19 +36,6 @@ from infless_provider.backends.process_launch import command_line, environment, 
 LOG = logging.getLogger("infless.process")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 """The machine has no room just now: no fault of what was to be started."""
-
-
-def pick_cores(cpus: Sequence[int], taken: Counter[int], count: int, held: Sequence[int] = ()) -> tuple[int, ...]:
-    """The `count` CPUs for an instance: first those that it holds, then those with the fewest others on them.
-
-    Args:
-        cpus: what there is.
-        taken: how many other instances are on each.
-        count: how many it gets.
-        held: those that it has now.
-    """
-    ranked = sorted(cpus, key=lambda cpu: (cpu not in held, taken[cpu], cpu))
-    return tuple(sorted(ranked[:count]))
 
 
 class ProcessBackend:
@@ -227,8 +214,8 @@ class ProcessBackend:
 
     def _fork(self, launch: Launch, fds: tuple[int, int], folder: Path, group: Path | None) -> subprocess.Popen[bytes]:
         log = log_files.log_path(self._logs / launch.function, launch.id)
-        process_logs.prune(log.parent, self._instances)
-        output = process_logs.open_log(log)
+        instance_logs.prune(log.parent, self._instances)
+        output = instance_logs.open_log(log)
         try:
             return subprocess.Popen(
                 command_line(self._command, group, launch.memory_bytes, _files_max()),
@@ -268,7 +255,7 @@ class ProcessBackend:
 
     def last_words(self, id_: str, function: str) -> str:
         """See `Backend.last_words`; how it ended, when its log says nothing."""
-        words = process_logs.last_words(log_files.log_path(self._logs / function, id_))
+        words = instance_logs.last_words(log_files.log_path(self._logs / function, id_))
         instance = self._instances.get(id_)
         return words or (instance.how_ended if instance is not None else "")
 

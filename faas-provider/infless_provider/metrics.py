@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import (
@@ -18,6 +19,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from infless_core.clock import Clock
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration
 from infless_provider.async_books import AsyncStats
@@ -75,7 +77,6 @@ class Metrics:
         )
         self._collector = _Collector()
         self.registry.register(self._collector)
-        self._rendering = threading.Lock()
         # To look a child up by its labels takes a microsecond or two each.
         self._started_of: dict[str, Counter] = {}
         self._answered_of: dict[tuple[str, int], tuple[Counter, Histogram, Counter]] = {}
@@ -132,10 +133,46 @@ class Metrics:
                 metric.remove(*labels)
 
     def text(self, now: Sample) -> bytes:
-        """Prometheus text format. Takes tenths of a second for a thousand functions: not for the event loop."""
-        with self._rendering:
-            self._collector.now = now
-            return generate_latest(self.registry)
+        """Prometheus text format. Takes tenths of a second for a thousand functions: not for the event loop.
+
+        One thread at a time may ask; see `SharedText`.
+        """
+        self._collector.now = now
+        return generate_latest(self.registry)
+
+
+class SharedText:
+    """A text that many may ask for at once, and that takes long to make: it is made once for all who wait for it.
+
+    Nobody gets one that was begun before they came, unless it took `SLOW_S` or longer (that of a thousand functions):
+    such a one is kept for `KEPT_S`, so that a crowd does not have it made all the time.
+
+    Args:
+        make: makes it; called in the thread of one who asks.
+        clock: tells how long that took.
+    """
+
+    SLOW_S = 0.1
+    KEPT_S = 1.0
+
+    def __init__(self, make: Callable[[], bytes], clock: Clock) -> None:
+        self._make = make
+        self._clock = clock
+        self._making = threading.Lock()
+        self._text = b""
+        self._begun_s = self._kept_until_s = -math.inf
+
+    def get(self) -> bytes:
+        """The text. Any thread may ask; waits for one that is being made. What `make` raises is raised."""
+        came_s = self._clock.now_s()
+        with self._making:
+            begun_s = self._clock.now_s()
+            if self._begun_s < came_s and self._kept_until_s <= begun_s:
+                self._text = self._make()
+                ended_s = self._clock.now_s()
+                self._begun_s = begun_s
+                self._kept_until_s = ended_s + self.KEPT_S if ended_s - begun_s >= self.SLOW_S else begun_s
+            return self._text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

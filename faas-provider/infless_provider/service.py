@@ -26,7 +26,7 @@ from infless_provider.controller import Controller
 from infless_provider.feed import Feed, Source
 from infless_provider.functions import FunctionState
 from infless_provider.log_hub import LogHub
-from infless_provider.metrics import Metrics, Sample, sample
+from infless_provider.metrics import Metrics, Sample, SharedText, sample
 from infless_provider.profiling import Profiles
 from infless_provider.proxy import Proxy
 from infless_provider.routes import Parts, build_app
@@ -86,10 +86,11 @@ class Provider:
             views=views,
             tenants=tenants,
             problem=autoscaler.problem,
-            metrics=self._metrics_text,
+            metrics=SharedText(self._metrics_text, clock).get,
             observe=self._metrics.control,
         )
-        self._control = WsgiBridge(build_app(parts, asyncio.get_running_loop(), self._credentials))
+        app = build_app(parts, asyncio.get_running_loop(), self._credentials)
+        self._control = WsgiBridge(app, self._known)
         await controller.restore()
         await self._queue.start()
         sources: list[Source] = [InstanceSource()]
@@ -166,14 +167,20 @@ class Provider:
             self._logs(exchange)
         else:
             self._control(exchange)
+            if exchange.status:  # there was no room for it
+                self._metrics.control(exchange.status, exchange.method, "other", 0.0)
 
     def _ours(self, header: bytes | None) -> bool:
         """Whether an Authorization header is meant for the control plane, with the right password or a wrong one."""
         return self._credentials is not None and self._credentials.names((header or b"").decode("latin-1"))
 
-    def _admitted(self, exchange: Exchange) -> bool:
+    def _known(self, exchange: Exchange) -> bool:
+        """Whether it comes from an operator; without authentication everybody is one."""
         header = (exchange.header(b"authorization") or b"").decode("latin-1")
-        admitted = self._credentials is None or self._credentials.admit(header)
+        return self._credentials is None or self._credentials.admit(header)
+
+    def _admitted(self, exchange: Exchange) -> bool:
+        admitted = self._known(exchange)
         if not admitted:
             exchange.text(401, "invalid credentials", [(b"www-authenticate", auth.CHALLENGE.encode())])
             route = exchange.path if exchange.path == "/system/logs" else "other"

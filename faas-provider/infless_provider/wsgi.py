@@ -7,10 +7,13 @@ import contextlib
 import io
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
+
+from werkzeug.wrappers import Response
 
 if TYPE_CHECKING:
     from infless_watchdog.http import Exchange, Header
@@ -18,35 +21,67 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("infless.wsgi")
 THREADS = 64
 """Control calls are short, but a deployment may pull an image and time it for minutes: others must get through."""
+CALLS_MAX = 512
+"""Calls of operators that have a thread or wait for one: each may hold a body of megabytes."""
+STRANGERS_MAX = 32
+"""The same for all others. Fewer than there are threads, so that no flood of theirs is in an operator's way."""
+RETRY = ((b"retry-after", b"1"),)
+
+
+Answer = tuple[int, "list[Header]", bytes]
+"""Status, headers with names in lower case, body."""
 
 
 class WsgiBridge:
-    """Answers exchanges with a WSGI application."""
+    """Answers exchanges with a WSGI application.
 
-    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+    Args:
+        app: called in threads.
+        known: whether an exchange is from somebody who may call everything. Called on the event loop.
+    """
+
+    def __init__(
+        self, app: Callable[..., Iterable[bytes]], known: Callable[[Exchange], bool] = lambda _: True
+    ) -> None:  # fmt: skip
         self._app = app
+        self._known = known
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="control")
+        self._room = threading.BoundedSemaphore(CALLS_MAX)
+        self._strangers_room = threading.BoundedSemaphore(STRANGERS_MAX)
         self.loop = asyncio.get_running_loop()
 
     def __call__(self, exchange: Exchange) -> None:
-        """Hand over to a thread."""
+        """Hand over to a thread, or say at once that there is no room (`exchange.status` is set then)."""
+        room = self._room if self._known(exchange) else self._strangers_room
+        if not room.acquire(blocking=False):
+            exchange.text(503, "too many control calls wait for their answers; try again in a second", RETRY)
+            return
         try:
-            self._threads.submit(self._run, exchange)
+            work = self._threads.submit(self._run, exchange)
         except RuntimeError:
+            room.release()
             exchange.text(503, "the provider stops")
+        else:
+            work.add_done_callback(lambda work: self._done(room, exchange, work))
 
     def close(self) -> None:
         """Take no more work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, exchange: Exchange) -> None:
+    def _run(self, exchange: Exchange) -> Answer | None:
+        if exchange.client_gone:  # nobody would read the answer, and what was to be changed has not been begun
+            return None
         try:
-            status, headers, body = _call(self._app, _environ(exchange))
+            return _call(self._app, _environ(exchange))
         except Exception:
             LOG.exception("%s %s failed", exchange.method, exchange.path)
-            status, headers, body = 500, [], b"the provider failed on this request; its log says why\n"
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the connection
-            self.loop.call_soon_threadsafe(_answer, exchange, status, headers, body)
+            return 500, [], b"the provider failed on this request; its log says why\n"
+
+    def _done(self, room: threading.Semaphore, exchange: Exchange, work: Future[Answer | None]) -> None:
+        room.release()  # before the answer: who has read it may call again
+        if not work.cancelled() and (answer := work.result()) is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the connection
+                self.loop.call_soon_threadsafe(_answer, exchange, *answer)
 
 
 def _answer(exchange: Exchange, status: int, headers: list[Header], body: bytes) -> None:
@@ -59,17 +94,10 @@ def _answer(exchange: Exchange, status: int, headers: list[Header], body: bytes)
     exchange.respond(status, body, content_type, rest)
 
 
-def _call(app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> tuple[int, list[Header], bytes]:
-    started: list[tuple[str, list[tuple[str, str]]]] = []
-    answer = app(environ, lambda status, headers, _exc=None: started.append((status, headers)))
-    try:
-        body = b"".join(answer)
-    finally:
-        close = getattr(answer, "close", None)
-        if close is not None:
-            close()
-    status, headers = started[-1]
-    return int(status[:3]), [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in headers], body
+def _call(app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> Answer:
+    answer = Response.from_app(app, environ, buffered=True)
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+    return answer.status_code, headers, answer.get_data()
 
 
 def _environ(exchange: Exchange) -> dict[str, Any]:

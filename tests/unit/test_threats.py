@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from infless_provider import auth, log_hub, service, up_cli, wire
+from infless_provider import auth, log_hub, service, up_cli, wire, wsgi
 from infless_provider.async_policy import AsyncLimits
 from infless_provider.settings import Settings
 from infless_watchdog.http import Limits
@@ -90,7 +90,7 @@ class TestTheNote:
 
 PLACES = {
     "Settings": Settings(state_dir=Path(), bundles_dir=Path()), "Limits": Limits(), "AsyncLimits": AsyncLimits(),
-    "service": service, "wire": wire, "log_hub": log_hub,
+    "service": service, "wire": wire, "log_hub": log_hub, "wsgi": wsgi,
 }  # fmt: skip
 """Where numbers are, as the page names it."""
 LIMITS = rows(HOW_TO, "| what | most |")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infless_core.clock import Clock
@@ -17,6 +18,8 @@ from infless_provider.upstream import HalfSent, NotSent, Reply, TimedOut, Upstre
 TRIES = 3
 """Instances that are asked: enough to pass two that died since the last look, and too few to drive a crowd of requests
 around among instances that are all full."""
+DYING_S = 1.0
+"""How long an instance that takes no connection may take to be seen to have ended."""
 _WHERE_WHY = "`infless status` and the function's log say why"
 """An instance's last words may hold secrets and paths: they are for operators, not for whoever calls a function."""
 
@@ -109,6 +112,10 @@ class Dispatch:
             instance = first if first is not None and first.phase is Phase.READY else None
             first = None
             instance = instance or await self._instance(function, refused, patience)
+            if instance is None and refused and refusal is None:
+                await self._news(function, patience)
+                refused &= function.instances.keys()
+                instance = await self._instance(function, refused, patience)
             if instance is None:
                 break
             try:
@@ -176,6 +183,12 @@ class Dispatch:
                 if not self._controller.fleet.start(function, function.spare(), "a request came and no instance ran"):
                     return None
             await self._cold_start(function, patience)
+
+    async def _news(self, function: FunctionState, patience: Patience) -> None:
+        """Wait a moment: the sockets of an instance that is killed are closed before it can be seen to have ended."""
+        ends_s = min(patience.ends_s, self._clock.now_s() + DYING_S)
+        with contextlib.suppress(Unanswered):
+            await self._cold_start(function, replace(patience, ends_s=ends_s))
 
     async def _cold_start(self, function: FunctionState, patience: Patience) -> None:
         """Wait until something has changed for a function that has no instance to answer."""

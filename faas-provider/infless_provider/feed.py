@@ -188,7 +188,8 @@ class Feed:
                 known = None
             self.observed = self.observed.expecting(key, prior)
             self._known[key] = _Known(version, known.kept if known else levels, known.kept_at_s if known else 0.0)
-            self._metrics.drifts(key, 0)
+            if key in functions:  # it may have been removed meanwhile
+                self._metrics.drifts(key, 0)
 
     def _ours(self, counted: Sequence[Counted]) -> list[Counted]:
         """Of instances that we run, in the version that is deployed."""
@@ -259,6 +260,8 @@ class Feed:
     # what is told and kept -------------------------------------------------------------------------------------------
 
     def _tell(self, drift: Drift) -> None:
+        if drift.function not in self._controller.functions:
+            return
         ago_s = self._clock.now_s() - drift.since_s
         self._controller.drifted(
             drift.function,

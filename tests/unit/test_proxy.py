@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from infless_core.lifecycle import Event
+from infless_provider import dispatching
 from infless_provider.auth import Credentials
 from infless_provider.forwarding import CallIds, answer_headers, passage_of, refuses
 from infless_provider.metrics import Metrics
@@ -198,6 +200,35 @@ def test_a_dead_instance_is_taken_out_at_once(world, ask):
     exchange = ask(Exchange(), reply(), reply(), prepare=prepare)
     assert exchange.status == 200
     assert len(world.fleet.instances) == 1
+
+
+def test_the_last_instance_dies_and_nobody_hears_of_it(world, ask):
+    """Its sockets are closed a moment before its end is seen: the request waits for that, and for a new instance."""
+
+    def prepare(f):
+        (dying,) = f.serving()
+
+        async def refuse(*_, **__):
+            asyncio.get_running_loop().call_later(0.02, die)
+            raise NotSent("refused")
+
+        def die():
+            world.backend.kill(dying.id)
+            world.fleet.check(dying)
+            asyncio.get_running_loop().call_later(0.02, replaced)
+
+        def replaced():
+            (new,) = f.current()
+            new.upstream = _upstream(new, reply(), world.asked)
+            world.backend.ready.add(new.id)
+            new.advance(Event.READY)
+            world.controller._instance_changed(f.key)
+
+        dying.upstream.request = refuse
+
+    exchange = ask(Exchange(), reply(), prepare=prepare)
+    assert (exchange.status, exchange.answer) == (200, b"answer")
+    assert len(world.backend.launches) == 2
 
 
 @pytest.mark.parametrize(
@@ -578,8 +609,9 @@ def test_a_call(world, call):
         (reply(complete=False, breaks=True, body=b""), 502, b"failed while answering: gone\n"),
     ],
 )
-def test_a_call_that_fails_is_an_outcome(world, call, answer, status, words):
+def test_a_call_that_fails_is_an_outcome(world, call, monkeypatch, answer, status, words):
     """Nothing is raised; who reads it can tell it from an answer of the function."""
+    monkeypatch.setattr(dispatching, "DYING_S", 0.02)
     outcome = call(answer)
     assert outcome.status == status
     assert words in outcome.body

@@ -10,6 +10,9 @@ NAMESPACE = "openfaas-fn"
 """The default namespace: what is meant where none is named (OpenFaaS's own default)."""
 START_TIMEOUT_S = 120.0
 """Large models load for a minute."""
+OWN_FILES = 512
+"""Open files beside clients and what runs for them: calls from the queue (256) and callbacks (64) have connections of
+their own; the rest is for databases, logs, threads' pipes, an engine's socket, and the first few instances."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,7 @@ class Settings:
     streams_max: int = 4096
     """Invocations under way at once; more get 503: who is shed at once can go elsewhere."""
     connections_max: int = 16_384
-    """Open client connections; above it the longest idle one makes room."""
+    """Open client connections; above it the longest idle one makes room. See also `connections_within`."""
     async_body_max_bytes: int = 1024 * 1024
     """Of a call that is queued: it lies on the disk until it is done."""
     functions_max: int = 2000
@@ -97,3 +100,18 @@ def usable_cores(wanted: int) -> tuple[int, ...]:
     """The CPUs that instances may use: the last `wanted` of those this process may use, or all."""
     allowed = sorted(os.sched_getaffinity(0))
     return tuple(allowed[-wanted:] if wanted else allowed)
+
+
+def connections_within(files_max: int, streams_max: int) -> int:
+    """How many clients may be connected so that the provider never runs out of files by them.
+
+    What is kept back: `OWN_FILES`, or a sixteenth where that is more, as each instance takes three (its end, its
+    readiness, its metrics), but no more than half; then one file for each invocation under way, its connection to an
+    instance, of which there are no more than clients.
+
+    Args:
+        files_max: how many files the process may have open at once (its soft `RLIMIT_NOFILE`).
+        streams_max: invocations under way at once.
+    """
+    left = files_max - max(min(OWN_FILES, files_max // 2), files_max // 16)
+    return max(left - streams_max, left // 2)

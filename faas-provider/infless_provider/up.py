@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -19,7 +21,7 @@ from infless_provider.backends import procfs
 from infless_provider.backends.base import Stage
 from infless_provider.backends.choose import make_backend
 from infless_provider.service import STOP_S, Provider, tls_context
-from infless_provider.settings import Settings
+from infless_provider.settings import Settings, connections_within
 from infless_provider.state import State
 from infless_watchdog.worker import ServiceApplication
 
@@ -29,8 +31,8 @@ KEEPALIVE_S = 120
 """A client that says nothing for so long is asked whether it still lives."""
 END_S = 10.0
 """How long instances may take to end when all are told to."""
-ORPHAN_S = 5.0
-"""How long the worker of a killed provider may take to end."""
+YIELD_S = 5.0
+"""How long the holder of a state folder who has said no name (it starts, or ends what was left) may take to be done."""
 
 
 def run(settings: Settings) -> None:
@@ -43,16 +45,17 @@ def run(settings: Settings) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("mip").setLevel(logging.WARNING)
     os.umask(0o077)  # databases, secrets and logs are their owner's alone, also in a state folder that others may enter
-    _lock(settings.state_dir)
+    _lock(settings)
+    pidfile = settings.state_dir / PIDFILE
+    pidfile.unlink(missing_ok=True)  # we hold the lock: whoever wrote it is gone, even if its number lives on
     tls_context(settings)
     make_backend(settings)
     listener = _bind(settings)
     _claim(settings)  # refuse a damaged or full state, or another backend's, before anything is said to run
     if settings.auth:
         auth.ensure_credentials(settings.credentials_dir)
+    settings = _within_files(settings, _raise_files())
     _tell(settings)
-    pidfile = settings.state_dir / PIDFILE
-    pidfile.unlink(missing_ok=True)  # we hold the lock: whoever wrote it is gone, even if its number lives on
     ServiceApplication(
         lambda: Provider(settings),
         bind=[f"fd://{listener.detach()}"],
@@ -63,6 +66,29 @@ def run(settings: Settings) -> None:
     ).run()
 
 
+def _raise_files() -> int:
+    """Let this process and its worker open as many files as they may; returns how many.
+
+    The usual soft limit of 1024 is meant for programs that use `select`. Instances get theirs from their launcher.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # above what this kernel has for anybody: then it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def _within_files(settings: Settings, files_max: int) -> Settings:
+    room = connections_within(files_max, settings.streams_max)
+    if room >= settings.connections_max:
+        return settings
+    _say(
+        f"at most {room} client connections instead of {settings.connections_max}:"
+        f" this process may open {files_max} files; raise its limit (ulimit -Hn, LimitNOFILE=) for more"
+    )
+    return replace(settings, connections_max=room)
+
+
 def _claim(settings: Settings) -> None:
     """A state folder belongs to the backend that its functions were deployed on."""
     state = State(settings.database)
@@ -70,41 +96,91 @@ def _claim(settings: Settings) -> None:
         used = bool(state.functions() or state.instances())
     finally:
         state.close()
-    mark = settings.state_dir / BACKEND_FILE
-    owner = mark.read_text().strip() if mark.is_file() else "process"
+    owner = _owner(settings)
     if used and owner != settings.backend:
         raise Conflict(
             f"the functions in {settings.state_dir} were deployed with --backend {owner};"
             f" use that, or another --state-dir for {settings.backend}"
         )
-    mark.write_text(f"{settings.backend}\n")
+    _mark(settings)
 
 
-def _lock(state_dir: Path) -> int:
-    """Hold the state folder until this process and its worker have ended, or the descriptor is closed."""
+def _owner(settings: Settings) -> str:
+    """The backend that a state folder belongs to; it is the one that is asked for where a crash left the mark empty."""
+    try:
+        return (settings.state_dir / BACKEND_FILE).read_text().strip() or settings.backend
+    except FileNotFoundError:
+        return "process"  # of the first version, which had no other
+
+
+def _mark(settings: Settings) -> None:
+    """Write down the backend, whole or not at all.
+
+    Raises:
+        StateError: the disk does not take it.
+    """
+    mark, text = settings.state_dir / BACKEND_FILE, f"{settings.backend}\n"
+    try:
+        if mark.is_file() and mark.read_text() == text:
+            return
+        draft = mark.with_name(f".{BACKEND_FILE}.draft")
+        with draft.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(mark)
+    except OSError as error:
+        raise StateError(f"{mark} could not be written: {error.strerror}") from error
+
+
+def _lock(settings: Settings) -> int:
+    """Hold the state folder until this process and its worker have ended, or the descriptor is closed.
+
+    Where a provider was killed, its worker still answers what it had taken, and writes the state: it is waited for.
+
+    Raises:
+        Conflict: another provider has it, or what is left of one does not end.
+        StateError: the folder cannot be used.
+    """
+    state_dir = settings.state_dir
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise StateError(f"the state folder {state_dir} cannot be used: {error}") from error
-    ends_s = time.monotonic() + ORPHAN_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            # The worker of a provider that was killed notices within a second and ends.
-            if _holder_runs(state_dir) or time.monotonic() > ends_s:
-                raise Conflict(f"another provider uses {state_dir}; choose another --state-dir") from None
-            time.sleep(0.1)
-        else:
-            return lock
+    _await(lock, settings)
+    return lock
 
 
-def _holder_runs(state_dir: Path) -> bool:
+def _await(lock: int, settings: Settings) -> None:
+    state_dir, began_s, told = settings.state_dir, time.monotonic(), False
+    drain_s = settings.invoke_timeout_s + STOP_S + YIELD_S
+    while not _taken(lock):
+        waited_s = time.monotonic() - began_s
+        pid = _named_pid(state_dir)
+        if pid is None or not _gone(pid):
+            if pid is not None or waited_s >= YIELD_S:
+                raise Conflict(f"another provider uses {state_dir}; choose another --state-dir")
+        elif not told:
+            told = True
+            _say(
+                f"the last provider of {state_dir} was killed; waiting until what it had taken is answered,"
+                f" at most {drain_s:g} s"
+            )
+        elif waited_s >= drain_s:
+            raise Conflict(
+                f"the last provider of {state_dir} was killed, and after {drain_s:g} s its worker still answers what it"
+                f" had taken; try again later, or end the process that has {state_dir / 'lock'} open"
+            )
+        time.sleep(0.1)
+
+
+def _taken(lock: int) -> bool:
     try:
-        return not _gone(int((state_dir / PIDFILE).read_text()))
-    except (OSError, ValueError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         return False
+    return True
 
 
 def _one_worker_for_ever(_: object) -> None:
@@ -138,7 +214,11 @@ def _tell(settings: Settings) -> None:
         )
     elif settings.host not in ("127.0.0.1", "::1", "localhost"):
         lines.append("warning: without a password, whoever reaches this address may deploy what runs here")
-    print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - the command's own words
+    _say("\n".join(lines))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command's own words
 
 
 def down(state_dir: Path) -> int:
@@ -150,17 +230,11 @@ def down(state_dir: Path) -> int:
     settings = Settings(state_dir=state_dir, bundles_dir=state_dir)
     if not settings.database.is_file():
         return 0
-    lock = _lock(state_dir)  # one that starts just now, or does not end, keeps what is its own
+    lock = _lock(settings)  # one that starts just now, or does not end, keeps what is its own
     try:
-        return _end_left_of(settings)
+        return asyncio.run(_end_left(replace(settings, backend=_owner(settings))))
     finally:
         os.close(lock)
-
-
-def _end_left_of(settings: Settings) -> int:
-    mark = settings.state_dir / BACKEND_FILE
-    backend = mark.read_text().strip() if mark.is_file() else settings.backend
-    return asyncio.run(_end_left(replace(settings, backend=backend)))
 
 
 async def _end_left(settings: Settings) -> int:
@@ -185,18 +259,23 @@ async def _end_left(settings: Settings) -> int:
 
 def _provider_pid(state_dir: Path) -> int | None:
     """The running provider, if any: only the holder of the lock wrote the file that counts."""
+    pid = _named_pid(state_dir)
     try:
-        pid = int((state_dir / PIDFILE).read_text())
         lock = os.open(state_dir / "lock", os.O_RDWR)
-    except (OSError, ValueError):
+    except OSError:
         return None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return None if _gone(pid) else pid
+        return None if _taken(lock) or pid is None or _gone(pid) else pid
     finally:
         os.close(lock)
-    return None
+
+
+def _named_pid(state_dir: Path) -> int | None:
+    """The process that said last that it is the provider; it may be long gone."""
+    try:
+        return int((state_dir / PIDFILE).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _wait_gone(pid: int, timeout_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import socket
 import ssl
 import warnings
@@ -12,15 +13,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from certificates import self_signed
 from provider_in_process import ProviderInProcess, provider_in_process
-from provider_process import ProviderProcess, wait_until
+from provider_process import ProviderProcess, environment, wait_until
 from raw_http import Answer, basic, exchange, read_answer, request
 
 from infless_provider.auth import Credentials
 from infless_provider.client import Client, Refused
+from infless_provider.settings import connections_within
 from infless_watchdog.http import Edge
 
 pytestmark = pytest.mark.integration
@@ -163,6 +166,61 @@ def opened(provider: ProviderProcess) -> None:
 def connected(provider: ProviderProcess, open_ones: ExitStack) -> socket.socket:
     """A connection that is left open."""
     return open_ones.enter_context(socket.create_connection(("127.0.0.1", provider.port), timeout=20))
+
+
+# open files ----------------------------------------------------------------------------------------------------------
+
+FILES_SOFT, FILES_HARD = 256, 512
+FEW_FILES = f"""
+import resource
+if resource.getrlimit(resource.RLIMIT_NOFILE)[1] > {FILES_HARD}:
+    resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES_SOFT}, {FILES_HARD}))
+"""
+"""The `sitecustomize` of the provider's Python; instances find the hard limit low, and change nothing."""
+
+
+@pytest.fixture(scope="module")
+def frugal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProcess]:
+    """A provider that was started with few open files, and with fewer that it must ask for."""
+    made = ProviderProcess(tmp_path_factory.mktemp("files") / "frugal")
+    (made.root / "site").mkdir()
+    (made.root / "site" / "sitecustomize.py").write_text(FEW_FILES)
+    made.variables = {"PYTHONPATH": f"{made.root / 'site'}:{environment()['PYTHONPATH']}"}
+    made.start("--cpu-cores", "1").deploy("echo")
+    yield made
+    made.destroy()
+
+
+class TestOpenFiles:
+    """Clients that only stay connected take no file that the provider needs."""
+
+    def test_as_many_as_there_may_be(self, frugal):
+        """The provider's limit is the hard one, its instances' is what it was; what connections lose is said."""
+        assert frugal.worker.rlimit(psutil.RLIMIT_NOFILE) == (FILES_HARD, FILES_HARD)
+        (pid,) = frugal.pids("echo")
+        assert psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE) == (FILES_HARD, FILES_HARD)
+        room = connections_within(FILES_HARD, 4096)
+        assert f"at most {room} client connections instead of 16384: this process may open {FILES_HARD} files" in (
+            frugal.log.read_text()
+        )
+
+    def test_more_clients_than_files(self, frugal):
+        """Each is answered when it comes, and stays; the longest idle ones go, and new ones are served."""
+        many = FILES_HARD + 100
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < many + 100:
+            pytest.skip(f"this process may not open {many} files")
+        with ExitStack() as open_ones:
+            idle: list[socket.socket] = []
+            for _ in range(many):  # one after the other: the last one is in when the next one comes
+                idle.append(connected(frugal, open_ones))
+                idle[-1].sendall(request("GET", "/healthz"))
+                assert read_answer(idle[-1]).status == 200
+            assert idle[0].recv(100) == b""
+            assert requests.get(f"{frugal.url}/healthz", timeout=20).text == "OK"
+            assert frugal.invoke("echo").text == "hi"
+            assert frugal.send("GET", "/system/functions").status_code == 200
+            idle[-1].sendall(request("GET", "/healthz"))
+            assert read_answer(idle[-1]).status == 200
 
 
 # TLS -----------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,16 @@
 """`infless up` and `infless down`: what they may be told, and whom they refuse before anything is said to run."""
 
+import errno
+import fcntl
 import os
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +19,7 @@ from infless_core.errors import Conflict, InvalidInput, StateError
 from infless_core.model import Configuration, FunctionSpec
 from infless_provider import cli, up
 from infless_provider.service import tls_context
-from infless_provider.settings import Settings
+from infless_provider.settings import Settings, connections_within
 from infless_provider.state import State, StoredFunction, StoredInstance, Version
 
 VERSION = Version(spec=FunctionSpec(name="f", image="f", namespace="openfaas-fn"), artifact="/b", digest="d")
@@ -145,29 +151,89 @@ class TestStateFolder:
 
         def opened(path, *more, **named):
             descriptor = real(path, *more, **named)
-            if path.name == "lock":
+            if Path(path).name == "lock":
                 held.append(descriptor)
             return descriptor
 
         monkeypatch.setattr(up.os, "open", opened)
-        monkeypatch.setattr(up, "ORPHAN_S", 0.0)
         yield
         for descriptor in held:
             os.close(descriptor)
 
-    def test_one_provider_at_a_time(self, tmp_path):
+    def used(self, folder, **more):
+        """Settings of a provider with that state folder."""
+        return Settings(state_dir=folder, bundles_dir=folder, **more)
+
+    def test_one_provider_at_a_time(self, tmp_path, passing):
         """The second one is told, and changes nothing."""
-        up._lock(tmp_path / "state")
+        up._lock(self.used(tmp_path / "state"))
         assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
         with pytest.raises(Conflict, match="another provider uses .*state; choose another --state-dir"):
-            up._lock(tmp_path / "state")
-        up._lock(tmp_path / "other")
+            up._lock(self.used(tmp_path / "state"))
+        up._lock(self.used(tmp_path / "other"))
+
+    @pytest.fixture
+    def passing(self, monkeypatch):
+        """Moments that were slept to; what is called at each of them is the second one."""
+        slept, then = [0.0], []
+
+        def sleep(for_s):
+            slept.append(slept[-1] + for_s)
+            for call in then:
+                call(slept[-1])
+
+        monkeypatch.setattr(up, "time", SimpleNamespace(monotonic=lambda: slept[-1], sleep=sleep))
+        return slept, then
+
+    def test_a_provider_that_lives_is_not_waited_for(self, tmp_path, passing, capsys):
+        """However long what it has taken may run: it will not go."""
+        up._lock(self.used(tmp_path))
+        (tmp_path / up.PIDFILE).write_text(f"{os.getpid()}\n")
+        with pytest.raises(Conflict, match="another provider uses"):
+            up._lock(self.used(tmp_path))
+        assert (passing[0], capsys.readouterr().err) == ([0.0], "")
+
+    def test_one_that_says_its_name_while_it_is_waited_for(self, tmp_path, passing):
+        """It has just been started: the other one gives up at once."""
+        up._lock(self.used(tmp_path))
+        passing[1].append(lambda now_s: now_s < 1 or (tmp_path / up.PIDFILE).write_text(f"{os.getpid()}\n"))
+        with pytest.raises(Conflict, match="another provider uses"):
+            up._lock(self.used(tmp_path))
+        assert passing[0][-1] == pytest.approx(1, abs=0.2)
+
+    def test_what_is_left_of_a_killed_one_is_waited_for(self, tmp_path, passing, killed, capsys):
+        """One line says so; the folder is the next one's as soon as it is free."""
+        held = up._lock(self.used(tmp_path))
+        killed(tmp_path)
+        passing[1].append(lambda now_s: now_s < 90 or fcntl.flock(held, fcntl.LOCK_UN))
+        up._lock(self.used(tmp_path))
+        assert passing[0][-1] == pytest.approx(90, abs=0.2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("was killed; waiting until what it had taken is answered, at most 110 s")
+
+    def test_what_does_not_end_is_not_waited_for_for_ever(self, tmp_path, passing, killed):
+        """As long as its calls may run, and what follows them; the reason is told, and no other folder is advised."""
+        up._lock(self.used(tmp_path))
+        killed(tmp_path)
+        with pytest.raises(
+            Conflict, match="was killed, and after 350 s its worker still answers .*; try again"
+        ) as fault:
+            up._lock(self.used(tmp_path, invoke_timeout_s=300.0))
+        assert "--state-dir" not in str(fault.value)
+        assert passing[0][-1] == pytest.approx(350, abs=0.2)
+
+    @pytest.fixture
+    def killed(self):
+        """Name a process that has ended as the provider of a folder."""
+        with subprocess.Popen(["true"]) as ended:
+            ended.wait()
+        return lambda folder: (folder / up.PIDFILE).write_text(f"{ended.pid}\n")
 
     def test_where_no_folder_can_be(self, tmp_path):
         """A sentence with its name."""
         (tmp_path / "file").touch()
         with pytest.raises(StateError, match="the state folder .*file/state cannot be used"):
-            up._lock(tmp_path / "file" / "state")
+            up._lock(self.used(tmp_path / "file" / "state"))
 
 
 class TestClaim:
@@ -210,11 +276,70 @@ class TestClaim:
             up._claim(replace(settings, backend="docker"))
         up._claim(settings)
 
+    @pytest.mark.parametrize("backend", ["process", "docker"])
+    def test_an_empty_mark_locks_nobody_out(self, settings, backend):
+        """As an earlier version left it that was killed while it wrote: the one who asks is believed, and noted."""
+        self.used_by(settings, "function")
+        (settings.state_dir / up.BACKEND_FILE).touch()
+        mine = replace(settings, backend=backend)
+        up._claim(mine)
+        assert up._owner(settings) == backend
+
+    def test_a_mark_that_is_right_is_not_written(self, settings, monkeypatch):
+        """A start on a full disk loses nothing."""
+        up._claim(settings)
+        monkeypatch.setattr(up.os, "fsync", lambda _: pytest.fail("it writes"))
+        up._claim(settings)
+
+    def test_a_mark_is_there_whole_or_not_at_all(self, settings, monkeypatch):
+        """Where it cannot be written, the old one stays, and a sentence says so."""
+        up._claim(settings)
+
+        def full(_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(up.os, "fsync", full)
+        with pytest.raises(StateError, match="backend could not be written: No space left on device"):
+            up._claim(replace(settings, backend="docker"))
+        assert up._owner(settings) == "process"
+
     def test_a_damaged_state_is_refused_first(self, settings):
         """Before anything is said to run."""
         settings.database.write_bytes(b"not a database" * 100)
         with pytest.raises(StateError, match="cannot be used"):
             up._claim(settings)
+
+
+class TestFiles:
+    """Connections leave room for the files that serving them takes."""
+
+    @pytest.mark.parametrize(
+        ("files_max", "streams_max", "most"),
+        [
+            (512, 4096, 128),  # half is the provider's own, and each client may have a connection to an instance
+            (4096, 4096, 1792),
+            (4096, 100, 3484),
+            (20_000, 4096, 14_654),
+            (1_048_576, 4096, 978_944),
+        ],
+    )
+    def test_how_many(self, files_max, streams_max, most):
+        """Fewer than there are files, by the provider's own and by one for each invocation."""
+        assert connections_within(files_max, streams_max) == most
+
+    def test_where_there_is_room_nothing_is_said(self, settings, capsys):
+        """The usual hard limit is far above what is asked for."""
+        assert up._within_files(settings, 524_288) == settings
+        assert up._within_files(settings, sys.maxsize) == settings
+        assert capsys.readouterr().err == ""
+
+    def test_a_cut_is_said(self, settings, capsys):
+        """One line: how many are left, why, and what would help."""
+        assert up._within_files(settings, 1024) == replace(settings, connections_max=256)
+        assert capsys.readouterr().err == (
+            "at most 256 client connections instead of 16384: this process may open 1024 files;"
+            " raise its limit (ulimit -Hn, LimitNOFILE=) for more\n"
+        )
 
 
 class TestTls:

@@ -117,6 +117,7 @@ class LoopWorker(Worker):  # type: ignore[misc] # gunicorn has no types
             if os.getppid() != self.ppid:
                 self.log.error("the supervisor is gone; ending")
                 end(True)
+                return  # nobody is left to tell, and once is enough for the log
             await asyncio.sleep(1.0)
 
 

@@ -17,6 +17,8 @@ import psutil
 import pytest
 import requests
 
+PATIENCE_S = 30.0
+"""Nothing here takes so long, on a machine that is busy with other things too, unless it never ends."""
 TROUBLE = '''
 import os, time
 
@@ -77,7 +79,7 @@ class Watchdog:
         """What it has printed so far."""
         return self.log_path.read_text(errors="replace")
 
-    def until(self, true: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
+    def until(self, true: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait for something to become so."""
         ends_s = time.monotonic() + timeout_s
         while not true():
@@ -85,10 +87,10 @@ class Watchdog:
             time.sleep(0.01)
 
     def status(self, path: str, url: str = "") -> int:
-        """The status of a GET; 0 when nobody answers."""
+        """The status of a GET; 0 when nobody answers, at all or in time."""
         try:
             return requests.get((url or self.url) + path, timeout=5).status_code
-        except requests.ConnectionError:
+        except requests.RequestException:
             return 0
 
     def until_ready(self) -> None:
@@ -97,11 +99,11 @@ class Watchdog:
 
     def post(self, do: Any, value: Any = 0, **more: Any) -> requests.Response:
         """One request that makes some trouble."""
-        return requests.post(self.url, json={"do": do, "value": value}, timeout=20, **more)
+        return requests.post(self.url, json={"do": do, "value": value}, timeout=PATIENCE_S, **more)
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        text = requests.get(f"{self.metrics_url}/metrics", timeout=5).text
+        text = requests.get(f"{self.metrics_url}/metrics", timeout=PATIENCE_S).text
         lines = [line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
         assert lines, f"no metric {name}"
         return sum(float(line.rpartition(" ")[2]) for line in lines)
@@ -120,7 +122,7 @@ class Watchdog:
                     found.append(process)
         return found
 
-    def stop(self, signal_: int = signal.SIGTERM, timeout_s: float = 10.0) -> int:
+    def stop(self, signal_: int = signal.SIGTERM, timeout_s: float = PATIENCE_S) -> int:
         """Signal it, wait, and return its exit code."""
         self.process.send_signal(signal_)
         return self.process.wait(timeout_s)
@@ -129,7 +131,7 @@ class Watchdog:
         """End it whatever it takes."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(5)
+        self.process.wait(PATIENCE_S)
 
 
 Start = Callable[..., Watchdog]

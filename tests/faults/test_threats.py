@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
+import provider_books as books
 import pytest
 import requests
 import yaml
@@ -40,7 +41,7 @@ WRONG = {
 @pytest.fixture(scope="module")
 def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProcess]:
     """One with a function."""
-    made = ProviderProcess(tmp_path_factory.mktemp("threats")).start("--cpu-cores", "1")
+    made = ProviderProcess(tmp_path_factory.mktemp("threats") / "provider").start("--cpu-cores", "1")
     made.deploy("echo")
     yield made
     made.destroy()
@@ -49,9 +50,10 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProce
 def everything(provider: ProviderProcess) -> dict[str, Any]:
     """What a stranger could have changed: functions, secrets, namespaces, and each file but databases and logs."""
     files = {
-        str(path.relative_to(provider.root.parent)): path.read_bytes() if path.is_file() else b""
-        for path in provider.root.parent.rglob("*")
-        if "sqlite" not in path.name and not {"logs", "tmp", "__pycache__"} & set(path.parts) and path != provider.log
+        str(path): data
+        for path, data in books.contents(provider.root.parent).items()
+        if "sqlite" not in path.name and path != provider.log
+        if not {"logs", "tmp", "__pycache__"} & set(path.relative_to(provider.root.parent).parts)
     }
     listed = {path: provider.send("GET", f"/system/{path}").json() for path in ("functions", "secrets", "namespaces")}
     for function in listed["functions"]:
@@ -63,6 +65,7 @@ def everything(provider: ProviderProcess) -> dict[str, Any]:
 def unchanged(provider: ProviderProcess) -> Iterator[None]:
     """Whatever the test tries, afterwards all is as it was."""
     before = everything(provider)
+    assert str(provider.state / "basic-auth-password") in before["files"]
     yield
     assert everything(provider) == before
 

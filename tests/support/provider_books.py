@@ -129,10 +129,35 @@ def bundles_in_use(provider: ProviderProcess) -> tuple[set[str], set[str]]:
     return kept, {Path(f"/proc/{pid}/cwd").resolve().name for pid in leaders(provider)}
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Everything below a folder, with what files hold; what goes while one looks is left out."""
+    found = {}
+    for root, folders, files in os.walk(folder):
+        found |= {Path(root, name): b"" for name in folders}
+        for path in (Path(root, name) for name in files):
+            with suppress(FileNotFoundError):
+                found[path] = path.read_bytes() if path.is_file() else b""
+    return found
+
+
 def descriptors(provider: ProviderProcess) -> Counter[str]:
-    """What the serving process has open: files by path, pipes and the like by kind; without its TCP connections."""
-    found: Counter[str] = Counter()
+    """What the serving process has open: files by path, pipes and the like by kind; without its TCP connections.
+
+    Connections may come and go between the look at the descriptors and the one at the connections, so two counts in
+    a row must be the same.
+    """
     worker = provider.worker
+
+    def twice() -> Counter[str] | None:
+        found = _descriptors_now(worker)
+        return found if found == _descriptors_now(worker) else None
+
+    agreed: Counter[str] = wait_until(twice, "two counts of descriptors are the same")
+    return agreed
+
+
+def _descriptors_now(worker: psutil.Process) -> Counter[str]:
+    found: Counter[str] = Counter()
     for path in Path(f"/proc/{worker.pid}/fd").iterdir():
         with suppress(FileNotFoundError):
             found[str(path.readlink()).partition(":[")[0]] += 1

@@ -6,11 +6,12 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime, which else reports to Microsoft
 FAST_TIERS = ("unit", "property", "golden")
@@ -18,28 +19,55 @@ SLEEP_MAX_S = 0.05
 """A thread may give way for a moment; waiting for something belongs into asyncio or into another tier."""
 
 
-@pytest.fixture(autouse=True)
-def _banned_in_fast_tiers(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Connections to other machines, and sleeps, raise."""
-    if _tier(request.path) not in FAST_TIERS:
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        real_connect, real_sleep = socket.socket.connect, time.sleep
+# How property tests draw; `HYPOTHESIS_PROFILE` chooses. No time limit for an example: a machine that pauses is no defect.
+settings.register_profile("local", deadline=None, print_blob=True)
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True)  # the same examples every time
+settings.register_profile("many", settings.get_profile("local"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))
+
+
+class _Ban:
+    """Connections to other machines, and sleeps, raise while a test of a fast tier runs, its fixtures included."""
+
+    def __init__(self) -> None:
+        self.applies = False
+        self._connect, self._sleep = socket.socket.connect, time.sleep
+
+    def install(self) -> None:
+        """Stand in front of the real functions, once for all tests: a patch for each would add up."""
+        ban = self
 
         def connect(sock: socket.socket, address: Any) -> None:
-            if sock.family != socket.AF_UNIX and not _is_here(address[0]):
-                raise RuntimeError(f"this tier connects to nobody outside; {address} belongs into tests/integration")
-            real_connect(sock, address)
+            ban.connect(sock, address)
 
-        def sleep(seconds: float) -> None:
-            if seconds > SLEEP_MAX_S:
-                raise RuntimeError(f"this tier does not sleep, and surely not for {seconds} s")
-            real_sleep(seconds)
+        socket.socket.connect = connect  # type: ignore[method-assign]
+        time.sleep = self.sleep
 
-        patch.setattr(socket.socket, "connect", connect)
-        patch.setattr(time, "sleep", sleep)
-        yield
+    def connect(self, sock: socket.socket, address: Any) -> None:
+        """As `socket.connect`."""
+        if self.applies and sock.family != socket.AF_UNIX and not _is_here(address[0]):
+            raise RuntimeError(f"this tier connects to nobody outside; {address} belongs into tests/integration")
+        self._connect(sock, address)
+
+    def sleep(self, seconds: float) -> None:
+        """As `time.sleep`."""
+        if self.applies and seconds > SLEEP_MAX_S:
+            raise RuntimeError(f"this tier does not sleep, and surely not for {seconds} s")
+        self._sleep(seconds)
+
+
+_BAN = _Ban()
+_BAN.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
+    """The tier of the test that runs decides."""
+    _BAN.applies = _tier(item.path) in FAST_TIERS
+    try:
+        return (yield)
+    finally:
+        _BAN.applies = False
 
 
 def _is_here(host: str) -> bool:

@@ -1,6 +1,6 @@
 """Bearable loads and the windows made of them keep their order everywhere, on the table's grid and beside it."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infless_core.model import Configuration
@@ -16,14 +16,12 @@ more = st.floats(1.0, 3.0)
 NOISE = 1 + 1e-9
 
 
-@settings(deadline=None)
 @given(batches, ratios, percentiles, cvs, shares)
 def test_a_load_is_above_none_and_at_most_all(batch, ratio, percentile, cv, share):
     """It is never zero, never more than the instance can do, wherever it is asked for."""
     assert 0 < bearable_load(batch, ratio, percentile, arrival_cv=cv, fixed_share=share) <= 1
 
 
-@settings(deadline=None)
 @given(batches, ratios, percentiles, cvs, shares, more)
 def test_more_time_bears_more(batch, ratio, percentile, cv, share, factor):
     """A longer target never lowers the load."""
@@ -31,7 +29,6 @@ def test_more_time_bears_more(batch, ratio, percentile, cv, share, factor):
     assert near <= bearable_load(batch, ratio * factor, percentile, arrival_cv=cv, fixed_share=share) * NOISE
 
 
-@settings(deadline=None)
 @given(batches, ratios, percentiles, cvs, shares, st.floats(0, 1))
 def test_a_stricter_percentile_bears_less(batch, ratio, percentile, cv, share, stricter):
     """Fewer late requests never raise the load."""
@@ -40,7 +37,6 @@ def test_a_stricter_percentile_bears_less(batch, ratio, percentile, cv, share, s
     assert bearable_load(batch, ratio, strict, arrival_cv=cv, fixed_share=share) <= loose_load * NOISE
 
 
-@settings(deadline=None)
 @given(batches, ratios, percentiles, cvs, shares, more)
 def test_burstier_arrivals_bear_less(batch, ratio, percentile, cv, share, factor):
     """A higher coefficient of variation never raises the load."""
@@ -48,7 +44,6 @@ def test_burstier_arrivals_bear_less(batch, ratio, percentile, cv, share, factor
     assert bearable_load(batch, ratio, percentile, arrival_cv=cv * factor, fixed_share=share) <= calm * NOISE
 
 
-@settings(deadline=None)
 @given(batches, st.floats(0.0005, 3.0), ratios, percentiles, cvs, shares)
 def test_a_percentile_keeps_within_the_papers_window(batch, exec_s, ratio, percentile, cv, share):
     """There is a window when the paper has one, and it lies below the paper's upper rate."""
@@ -61,7 +56,6 @@ def test_a_percentile_keeps_within_the_papers_window(batch, exec_s, ratio, perce
         assert found.low_rps == min(paper.low_rps, found.up_rps)
 
 
-@settings(deadline=None)
 @given(batches, st.floats(0.0005, 3.0), ratios, cvs, shares)
 def test_without_a_percentile_the_papers_formulas_hold(batch, exec_s, ratio, cv, share):
     """Then neither burstiness nor the profile's shape counts."""

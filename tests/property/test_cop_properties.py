@@ -85,7 +85,6 @@ def graphs(draw: st.DrawFn, most: int = 12) -> tuple[list[Call], list[float]]:
 class TestCompose:
     """Sums and branches."""
 
-    @settings(deadline=None)
     @given(graphs(), st.integers(1, 5))
     def test_threads_help_within_limits(self, graph: tuple[list[Call], list[float]], threads: int) -> None:
         """Never less than the longest chain or an even share, never more than all one after the other."""
@@ -99,7 +98,6 @@ class TestCompose:
         assert makespan_s(calls, durations_s, 1) == sum(durations_s)
         assert makespan_s(calls, durations_s, len(calls) + 1) == max(chains, default=0.0)
 
-    @settings(deadline=None)
     @given(graphs(), st.integers(1, 4))
     def test_a_model_is_its_calls(self, graph: tuple[list[Call], list[float]], threads: int) -> None:
         """By the operator's signature."""
@@ -109,7 +107,6 @@ class TestCompose:
         durations_s = [times_s[call.operator.signature] for call in calls]
         assert model_s(model, times_s, threads) == makespan_s(calls, durations_s, threads)
 
-    @settings(deadline=None)
     @given(st.lists(OPERATORS, max_size=5), st.integers(0, 1 << 20))
     def test_weights_only_get_colder_with_the_batch(self, operators: list[Operator], cache_bytes: int) -> None:
         """From none to all of them."""
@@ -126,7 +123,6 @@ class TestCompose:
 class TestOperators:
     """Whatever a model is made of."""
 
-    @settings(deadline=None)
     @given(OPERATORS)
     def test_json_and_back(self, operator: Operator) -> None:
         """By way of a text, the signature stays."""
@@ -135,7 +131,6 @@ class TestOperators:
         assert back.signature == operator.signature
         assert back.inputs == operator.inputs
 
-    @settings(deadline=None)
     @given(OPERATORS, st.integers(1, 64))
     def test_work_is_counted_without_fail(self, operator: Operator, batch: int) -> None:
         """Finite, never less for more items, and positive in the rough model."""
@@ -154,7 +149,6 @@ class TestTiming:
         Timing, exec_s=SECONDS, spread=st.floats(0, 2), samples=st.integers(1, 99), looks=st.integers(1, 9)
     )
 
-    @settings(deadline=None)
     @given(TIMINGS, TIMINGS)
     def test_two_looks_in_either_order(self, one: Timing, two: Timing) -> None:
         """The same time, as many samples and looks, and less doubt than the worse."""
@@ -163,7 +157,6 @@ class TestTiming:
         assert found.exec_s == min(one.exec_s, two.exec_s)
         assert found.doubt <= max(one.doubt, two.doubt)
 
-    @settings(deadline=None)
     @given(st.lists(SECONDS, min_size=1, max_size=40), st.integers(1, 16), st.floats(0, 0.01), st.randoms())
     def test_the_order_of_samples_is_nothing(
         self, samples_s: list[float], copies: int, overhead_s: float, rng: object
@@ -179,7 +172,7 @@ class TestTiming:
 class TestEstimate:
     """Predictions from measurements."""
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(measurements(), st.lists(st.tuples(MATMULS, POINTS), min_size=1, max_size=6), st.randoms())
     def test_times_are_positive_and_do_not_depend_on_the_order(
         self, rows: list[Measured], wanted: list[tuple[Operator, Point]], rng: object
@@ -196,7 +189,7 @@ class TestEstimate:
             assert other.spread == pytest.approx(found[key].spread, rel=1e-4, abs=1e-5)
             assert other.measured == found[key].measured
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(measurements(8), MATMULS, WARM, MATMULS, WARM)
     def test_a_measurement_makes_nothing_less_sure(
         self, rows: list[Measured], operator: Operator, point: Point, other: Operator, elsewhere: Point
@@ -208,7 +201,7 @@ class TestEstimate:
         assert all(after[key].spread <= before[key].spread + 1e-6 for key in before)
         assert after[operator.signature, point].spread <= 0.11
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(measurements(8), MATMULS, WARM, st.floats(0.3, 2) | st.floats(-2, -0.3), st.integers(1, 4))
     def test_a_prediction_moves_towards_what_is_measured(
         self, rows: list[Measured], operator: Operator, point: Point, power: float, looks: int
@@ -223,7 +216,7 @@ class TestEstimate:
         assert (before.measured, after.measured) == (False, True)
         assert abs(math.log(after.exec_s / exec_s)) < 0.95 * abs(math.log(before.exec_s / exec_s))
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(measurements().filter(len), st.tuples(MATMULS, POINTS), st.floats(-2, 2))
     def test_a_slower_machine(self, rows: list[Measured], wanted: tuple[Operator, Point], power: float) -> None:
         """All times ten times as long, all predictions ten times as long, and as sure."""
@@ -255,7 +248,6 @@ def doubtful(draw: st.DrawFn) -> tuple[dict[Point, list[Part]], dict[tuple[str, 
 class TestChoose:
     """What is measured next."""
 
-    @settings(deadline=None)
     @given(doubtful(), st.floats(0.001, 0.3))
     def test_what_is_left_is_sure_enough(
         self, model: tuple[dict[Point, list[Part]], dict[tuple[str, Point], Estimate]], sure: float
@@ -277,7 +269,6 @@ class TestChoose:
             assert chosen == []
         assert chosen == worth_measuring(parts, known, sure)
 
-    @settings(deadline=None)
     @given(doubtful())
     def test_nothing_is_chosen_when_all_is_known(
         self, model: tuple[dict[Point, list[Part]], dict[tuple[str, Point], Estimate]]
@@ -286,7 +277,6 @@ class TestChoose:
         parts, known = model
         assert worth_measuring(parts, {key: replace(one, spread=0.0) for key, one in known.items()}, 0.001) == []
 
-    @settings(deadline=None)
     @given(doubtful(), st.floats(0.01, 0.3))
     def test_rounds_end(
         self, model: tuple[dict[Point, list[Part]], dict[tuple[str, Point], Estimate]], sure: float
@@ -321,7 +311,6 @@ def whole_times(draw: st.DrawFn) -> list[WholeTime]:
 class TestCorrection:
     """What is learned from whole models."""
 
-    @settings(deadline=None)
     @given(st.integers(2, 8), st.floats(-1, 1))
     def test_a_constant_residual_is_found(self, models: int, log: float) -> None:
         """Nothing else is blamed for it."""
@@ -336,7 +325,6 @@ class TestCorrection:
         assert found.corrected_s(1.0, rows[0].features) == pytest.approx(math.exp(log), rel=0.02)
         assert found.models == models
 
-    @settings(deadline=None)
     @given(whole_times(), st.randoms())
     def test_the_order_of_rows_is_nothing(self, rows: list[WholeTime], rng: object) -> None:
         """And a margin is at least 2 %."""
@@ -347,14 +335,12 @@ class TestCorrection:
         assert other.margin == pytest.approx(found.margin, rel=1e-6)
         assert found.margin >= 1.02
 
-    @settings(deadline=None)
     @given(whole_times(), st.integers(2, 5))
     def test_points_more_of_a_model_are_no_more_weight(self, rows: list[WholeTime], times: int) -> None:
         """Its points again: the same coefficients."""
         again = [row for row in rows for _ in range(times if row.model == "m0" else 1)]
         assert learn(again).coefficients == pytest.approx(learn(rows).coefficients, rel=1e-6, abs=1e-9)
 
-    @settings(deadline=None)
     @given(whole_times())
     def test_what_is_planned_is_more_than_what_is_expected(self, rows: list[WholeTime]) -> None:
         """Measured or composed."""
@@ -365,7 +351,6 @@ class TestCorrection:
                 assert 0 < found.expected_s <= found.planned_s
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(SECONDS, SECONDS, st.lists(SECONDS, min_size=1, max_size=5)), min_size=1, max_size=20

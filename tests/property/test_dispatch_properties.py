@@ -4,7 +4,7 @@ import itertools
 import math
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infless_scheduler.autoscale import RateEstimate, ScalingReason, ScalingWatch, needs_plan
@@ -20,7 +20,6 @@ alphas = st.floats(0, 1)
 weights = st.dictionaries(ids, st.tuples(st.floats(0.5, 50), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=5)
 
 
-@settings(deadline=None)
 @given(fleets, st.floats(0, 3e4), alphas)
 def test_rates_add_up_within_windows(fleet, rate_rps, alpha):
     """Rates and residue are the arriving rate, and nobody gets more than its rate_up."""
@@ -31,7 +30,6 @@ def test_rates_add_up_within_windows(fleet, rate_rps, alpha):
     assert (dispatch.residue_rps > 0) == (dispatch.case is DispatchCase.SCALE_OUT)
 
 
-@settings(deadline=None)
 @given(fleets, st.floats(0, 3e4), alphas)
 def test_within_r_min_and_r_max_each_rate_is_within_its_window(fleet, rate_rps, alpha):
     """Full batches for everyone wherever that is possible for all."""
@@ -41,7 +39,6 @@ def test_within_r_min_and_r_max_each_rate_is_within_its_window(fleet, rate_rps, 
             assert fleet[id_].low_rps - 1e-6 <= rate <= fleet[id_].up_rps
 
 
-@settings(deadline=None)
 @given(fleets, st.floats(0, 3e4), alphas)
 def test_released_instances_are_not_missed(fleet, rate_rps, alpha):
     """Without the released ones the rest still carries the rate, and is not empty."""
@@ -52,7 +49,6 @@ def test_released_instances_are_not_missed(fleet, rate_rps, alpha):
         assert math.fsum(w.up_rps for w in rest) >= rate_rps
 
 
-@settings(deadline=None)
 @given(weights, st.integers(1, 400))
 def test_shares_converge_to_the_weights(planned, requests):
     """Counts divided by weights differ between any two instances by at most one turn of each."""
@@ -65,7 +61,6 @@ def test_shares_converge_to_the_weights(planned, requests):
             assert done[a] - done[b] <= turn[a] + turn[b] + 1e-9
 
 
-@settings(deadline=None)
 @given(weights, st.lists(st.one_of(st.sets(ids), weights), max_size=60))
 def test_choice_is_available_and_repeatable(planned, events):
     """Whatever is skipped or renewed: the choice is an available instance, None only if there is none."""
@@ -83,7 +78,6 @@ def test_choice_is_available_and_repeatable(planned, events):
     assert runs[0] == runs[1]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=60))
 def test_estimate_is_between_least_and_most(counts):
     """An estimate never leaves what was seen, and covers the last five seconds."""
@@ -94,7 +88,6 @@ def test_estimate_is_between_least_and_most(counts):
     assert estimate.rate_rps >= sum(counts[-5:]) / len(counts[-5:]) - 1e-9
 
 
-@settings(deadline=None)
 @given(st.lists(windows, max_size=5), st.floats(0, 1e4), alphas)
 def test_steady_rates_need_no_plan(fleet, rate_rps, alpha):
     """Between the threshold and R_max nothing asks for a plan; outside something does unless it was planned so."""
@@ -106,7 +99,6 @@ def test_steady_rates_need_no_plan(fleet, rate_rps, alpha):
         assert reason is ScalingReason.ABOVE_CAPACITY
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([None, *ScalingReason]), max_size=200))
 def test_plans_are_never_closer_than_the_settling_time(reasons):
     """However the rate swings, two plans are at least `settle_s` apart."""

@@ -59,7 +59,7 @@ def _plan(problem):
     return plan(problem, "greedy", clock=ManualClock())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_problems())
 def test_each_instance_is_explained_once_and_each_remedy_helps(problem):
     """Entries partition the instances; the changed problem of a remedy leaves less of its function unserved."""
@@ -81,7 +81,7 @@ def test_each_instance_is_explained_once_and_each_remedy_helps(problem):
             )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(_problems())
 def test_explanations_and_pictures_are_repeatable_and_well_formed(problem):
     """The same problem in another order has the same explanation and pictures, and the picture is XML."""

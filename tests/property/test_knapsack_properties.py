@@ -40,7 +40,7 @@ def _by_trying(cpu_cores, memory_bytes, gpu_memory_bytes, goods, values):
     return best(cpu_cores, memory_bytes, tuple((100, size) for size in gpu_memory_bytes))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(servers, st.lists(st.tuples(items, st.floats(0.01, 2)), min_size=1, max_size=5))
 def test_best_filling_is_as_good_as_trying_everything(server, goods):
     """With memory in small whole numbers nothing is rounded: the value is the true one, and its items fit."""
@@ -57,7 +57,7 @@ def test_best_filling_is_as_good_as_trying_everything(server, goods):
         assert sum(item.gpu_memory_bytes for item in here) <= size
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(items, st.floats(0.01, 2)), min_size=1, max_size=5), st.integers(10**9, 10**10))
 def test_rounded_memory_never_claims_too_little(goods, unit):
     """With odd bytes the value is an upper bound on every real filling."""

@@ -28,7 +28,7 @@ from infless_scheduler.placement import Solution, SolverStatus
 from infless_scheduler.planner import SOLVERS, plan, replan
 from infless_scheduler.rates import RateWindow
 
-FEW = settings(max_examples=15, deadline=None)
+FEW = settings(max_examples=15)
 configurations = st.builds(
     Configuration, batch=st.sampled_from([1, 2, 4, 8]), cpu_cores=st.integers(1, 4),
     gpu_percent=st.sampled_from([0, 0, 25, 50, 100]),

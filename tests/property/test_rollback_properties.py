@@ -107,7 +107,7 @@ async def tell(folder: Path, patch: pytest.MonkeyPatch, steps: list[str]) -> Non
         world.state.close()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(STEPS)
 def test_any_story_ends_well(steps: list[str]) -> None:
     """Step by step: the disk says what is true, a version to go back to has worked, and nobody is left without service."""

@@ -112,5 +112,5 @@ class Secrets(RuleBasedStateMachine):
         assert all(path.stat().st_mode & 0o777 == 0o600 for path in found)
 
 
-Secrets.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+Secrets.TestCase.settings = settings(max_examples=25, stateful_step_count=20)
 TestSecrets = Secrets.TestCase

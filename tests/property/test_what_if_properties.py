@@ -10,7 +10,7 @@ from infless_core.model import Configuration, FunctionDemand, Gpu, Interference,
 from infless_scheduler.problem_file import parse_problem, problem_to_json
 from infless_scheduler.what_if import WhatIfError, apply_changes
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=60)
 SHAPES = (Configuration(batch=1, cpu_cores=1), Configuration(batch=4, cpu_cores=2))
 finite = {"allow_nan": False, "allow_infinity": False}
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infless_core.model import Configuration, FunctionDemand, Gpu, Problem, ProfilePoint, Running, Server
@@ -114,7 +114,6 @@ points = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(st.floats(0.1, 2000), st.lists(points, min_size=1, max_size=4, unique_by=lambda p: p[:3]), st.floats(0, 2))
 def test_greedy_stops_only_when_served_or_full(rate_rps, profile, beta):
     """What stays unserved fits nowhere, capacity is kept, and the bound is below the objective."""

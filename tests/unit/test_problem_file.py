@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infless_core.labels import GpuWish
@@ -191,7 +191,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(json_values, st.sampled_from([[], *([key] for key in GOOD), ["servers", 0], ["functions", 0], POINT]))
 def test_whatever_comes_is_read_or_refused(value, path):
     """No JSON at any place raises anything but the error with paths."""

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infless_core.errors import InvalidInput
@@ -54,7 +54,6 @@ def test_window_at_its_edges(batch, exec_s, target_s, expected):
     assert window(_configuration(batch), exec_s, target_s) == expected
 
 
-@settings(deadline=None)
 @given(batches, times_s, times_s)
 def test_window_is_sane(batch, exec_s, target_s):
     """A window exists exactly when the batch is fast enough, and never promises more than b/t."""
@@ -65,7 +64,6 @@ def test_window_is_sane(batch, exec_s, target_s):
         assert 0 <= rates.low_rps <= rates.up_rps <= batch / exec_s * (1 + 1e-6)
 
 
-@settings(deadline=None)
 @given(batches, times_s, times_s, st.floats(50, 99.9), st.floats(0, 0.09))
 def test_stricter_percentile_means_less_rate(batch, exec_s, target_s, percentile, more):
     """A percentile only ever lowers the window, and a stricter one lowers it further."""
@@ -78,7 +76,6 @@ def test_stricter_percentile_means_less_rate(batch, exec_s, target_s, percentile
         assert loose.low_rps <= plain.low_rps
 
 
-@settings(deadline=None)
 @given(batches, times_s, times_s, st.floats(1.0, 4.0))
 def test_longer_target_never_means_less_rate(batch, exec_s, target_s, factor):
     """Giving requests more time never lowers the rate that meets it, with or without a percentile."""
@@ -155,7 +152,6 @@ def test_fixed_share_is_read_off_the_profile(profile, expected):
     assert fixed_shares([*profile, own])[own.configuration] == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(batches, times_s), max_size=5), st.sampled_from([1, 4, 32]))
 def test_nearest_target_can_be_met_and_nothing_below_it(points, max_batch):
     """At the nearest target some point has a window, a little below it none has."""

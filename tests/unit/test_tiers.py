@@ -7,6 +7,7 @@ import socket
 import time
 
 import pytest
+from hypothesis import settings
 
 
 def test_nobody_outside_is_reached() -> None:
@@ -28,3 +29,22 @@ def test_nobody_sleeps() -> None:
     time.sleep(0.001)
     with pytest.raises(RuntimeError, match="does not sleep"):
         time.sleep(1)
+
+
+def test_a_slow_example_is_no_failure() -> None:
+    """A property is about what comes out; a machine that pauses must not break it."""
+    assert settings.default is not None
+    assert settings.default.deadline is None
+
+
+@pytest.fixture(scope="module")
+def asleep() -> str:
+    """Why a fixture cannot sleep."""
+    with pytest.raises(RuntimeError) as told:
+        time.sleep(1)
+    return str(told.value)
+
+
+def test_fixtures_do_not_sleep_either(asleep: str) -> None:
+    """Also those that many tests share."""
+    assert "does not sleep" in asleep

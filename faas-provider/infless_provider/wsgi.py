@@ -23,13 +23,23 @@ THREADS = 64
 """Control calls are short, but a deployment may pull an image and time it for minutes: others must get through."""
 CALLS_MAX = 512
 """Calls of operators that have a thread or wait for one: each may hold a body of megabytes."""
+STRANGERS_THREADS = 4
+"""Of their own, so that no flood of theirs takes an operator's, and few, as all threads take turns on one core."""
 STRANGERS_MAX = 32
-"""The same for all others. Fewer than there are threads, so that no flood of theirs is in an operator's way."""
+"""Their calls that have a thread or wait for one."""
 RETRY = ((b"retry-after", b"1"),)
 
 
 Answer = tuple[int, "list[Header]", bytes]
 """Status, headers with names in lower case, body."""
+
+
+class _Lane:
+    """Threads, and how many calls may have one or wait for one."""
+
+    def __init__(self, threads: int, calls_max: int, name: str) -> None:
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self.room = threading.BoundedSemaphore(calls_max)
 
 
 class WsgiBridge:
@@ -45,28 +55,28 @@ class WsgiBridge:
     ) -> None:  # fmt: skip
         self._app = app
         self._known = known
-        self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="control")
-        self._room = threading.BoundedSemaphore(CALLS_MAX)
-        self._strangers_room = threading.BoundedSemaphore(STRANGERS_MAX)
+        self._operators = _Lane(THREADS, CALLS_MAX, "control")
+        self._strangers = _Lane(STRANGERS_THREADS, STRANGERS_MAX, "strangers")
         self.loop = asyncio.get_running_loop()
 
     def __call__(self, exchange: Exchange) -> None:
         """Hand over to a thread, or say at once that there is no room (`exchange.status` is set then)."""
-        room = self._room if self._known(exchange) else self._strangers_room
-        if not room.acquire(blocking=False):
+        lane = self._operators if self._known(exchange) else self._strangers
+        if not lane.room.acquire(blocking=False):
             exchange.text(503, "too many control calls wait for their answers; try again in a second", RETRY)
             return
         try:
-            work = self._threads.submit(self._run, exchange)
+            work = lane.threads.submit(self._run, exchange)
         except RuntimeError:
-            room.release()
+            lane.room.release()
             exchange.text(503, "the provider stops")
         else:
-            work.add_done_callback(lambda work: self._done(room, exchange, work))
+            work.add_done_callback(lambda work: self._done(lane.room, exchange, work))
 
     def close(self) -> None:
         """Take no more work."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for lane in (self._operators, self._strangers):
+            lane.threads.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, exchange: Exchange) -> Answer | None:
         if exchange.client_gone:  # nobody would read the answer, and what was to be changed has not been begun

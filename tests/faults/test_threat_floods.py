@@ -111,8 +111,8 @@ def told(sock: socket.socket) -> tuple[int, str | None]:
 
 
 def calls_held(provider: ProviderInProcess) -> int:
-    """Calls that wait for a thread."""
-    return provider._provider._control._threads._work_queue.qsize()
+    """Calls of strangers that wait for a thread."""
+    return provider._provider._control._strangers.threads._work_queue.qsize()
 
 
 def listing(provider: ProviderInProcess) -> int:

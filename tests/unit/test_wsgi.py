@@ -106,7 +106,7 @@ def assert_no_room(line):
 def test_a_flood_of_strangers_ends_at_a_number(bench):
     """One more is told at once, and an operator is answered meanwhile."""
     inside = [bench.send("/metrics") for _ in range(wsgi.STRANGERS_MAX)]
-    bench.under_way(wsgi.STRANGERS_MAX)
+    bench.under_way(wsgi.STRANGERS_THREADS)
     for _ in range(3):
         exchange, line = bench.send("/metrics")
         assert exchange.status == 503
@@ -141,7 +141,7 @@ def test_operators_calls_end_at_a_number_too(bench, monkeypatch):
 
 def test_nothing_is_done_for_who_has_left(bench, monkeypatch):
     """What waits for a thread is dropped when the thread comes to it, and its room is another's."""
-    monkeypatch.setattr(wsgi, "THREADS", 1)
+    monkeypatch.setattr(wsgi, "STRANGERS_THREADS", 1)
     narrow = Bench(bench.loop)
     _, first = narrow.send("/first")
     narrow.under_way(1)
@@ -150,7 +150,7 @@ def test_nothing_is_done_for_who_has_left(bench, monkeypatch):
     assert_no_room(narrow.send("/late")[1])
     narrow.app.gate.set()
     assert first.answer.wait(GENEROUS_S)
-    _, quick = narrow.send("/quick", operator=True)  # the only thread has been at all others when it comes to this
+    _, quick = narrow.send("/quick")  # the only thread has been at all others when it comes to this
     assert quick.answer.wait(GENEROUS_S)
     again = [narrow.send("/again") for _ in range(wsgi.STRANGERS_MAX)]
     assert all(line.answer.wait(GENEROUS_S) for _, line in again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -32,6 +33,8 @@ class Ticket:
     """It is being removed."""
     queued: bool = False
     """It waits for its turn."""
+    claims: int = 0
+    """Tries that run with room kept for their answer; two while a cancelled one, whose cancel failed, still ends."""
     task: asyncio.Task[None] | None = None
     """The try that runs."""
 
@@ -73,6 +76,33 @@ class AsyncStats:
     callbacks_in_flight: int
 
 
+class Room:
+    """Bytes that are taken, in all and by function."""
+
+    def __init__(self, bytes_max: int, bytes_per_function_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes_per_function_max = bytes_per_function_max
+        self._bytes = 0
+        self._of_function: Counter[str] = Counter()
+
+    def has(self, function: str, size_bytes: int) -> bool:
+        """Whether a function may take so much more."""
+        own_bytes = self._of_function[function] + size_bytes
+        return self._bytes + size_bytes <= self._bytes_max and own_bytes <= self._bytes_per_function_max
+
+    def take(self, function: str, size_bytes: int) -> None:
+        """Take it, whether it is there or not: what is on disk by now is."""
+        self._bytes += size_bytes
+        self._of_function[function] += size_bytes
+
+    def free(self, function: str, size_bytes: int) -> None:
+        """Give it back."""
+        self._bytes -= size_bytes
+        self._of_function[function] -= size_bytes
+        if not self._of_function[function]:
+            del self._of_function[function]
+
+
 class Books:
     """Tickets by function, by call id and by idempotency key; and counts.
 
@@ -90,7 +120,10 @@ class Books:
         self._counts: dict[str, dict[Count, int]] = {}
         self._refused: dict[str, int] = {}
         self._calls = 0
-        self._bytes = 0
+        # Rooms of their own: were they one, requests could fill it, none could begin for want of room for its answer,
+        # and so none would leave.
+        self._requests = Room(limits.bytes_max, limits.bytes_per_function_max)
+        self._answers = Room(limits.answers_bytes_max, limits.answers_bytes_per_function_max)
 
     def restore(self, counts: Mapping[str, Mapping[Count, int]]) -> None:
         """Go on from what is on disk."""
@@ -124,9 +157,32 @@ class Books:
             return f"{limits.calls_per_function_max} calls of {function} wait already, which is the most allowed"
         if self._calls >= limits.calls_max:
             return f"{limits.calls_max} calls wait already, which is the most allowed"
-        if self._bytes + size_bytes > limits.bytes_max:
-            return f"the bodies of all waiting calls may have {limits.bytes_max} bytes together; this one is too much"
+        if not self._requests.has(function, size_bytes):
+            return (
+                f"the bodies of all waiting calls may have {limits.bytes_max} bytes together, those of one function"
+                f" {limits.bytes_per_function_max}; this one is too much"
+            )
         return None
+
+    def claim(self, ticket: Ticket) -> bool:
+        """Keep room for the longest answer, before an invocation begins that could get it; False when there is none.
+
+        An answer that has no callback is not kept, and needs none.
+        """
+        function, most_bytes = ticket.call.function, self._limits.answer_max_bytes
+        if ticket.target is None or ticket.ended:
+            return True
+        if not self._answers.has(function, most_bytes):
+            return False
+        self._answers.take(function, most_bytes)
+        ticket.claims += 1
+        return True
+
+    def unclaim(self, ticket: Ticket) -> None:
+        """A try has ended; if there was an answer, it is counted by now."""
+        if ticket.claims:
+            ticket.claims -= 1
+            self._answers.free(ticket.call.function, self._limits.answer_max_bytes)
 
     def add(self, ticket: Ticket) -> None:
         """Take a call in."""
@@ -136,7 +192,7 @@ class Books:
         if call.idempotency_key:
             self._by_key[call.function, call.idempotency_key] = ticket
         self._calls += 1
-        self._bytes += call.size_bytes
+        self._room(call).take(call.function, call.size_bytes)
 
     def remove(self, ticket: Ticket) -> None:
         """Let a call go."""
@@ -147,20 +203,25 @@ class Books:
         if self._by_key.get(key) is ticket:  # one that is being removed leaves its key to the next one
             del self._by_key[key]
         self._calls -= 1
-        self._bytes -= call.size_bytes
+        self._room(call).free(call.function, call.size_bytes)
         if not self.waits(call.function):
             self._on_empty(call.function)
 
     def answered(self, ticket: Ticket, size_bytes: int) -> None:
         """The answer has taken the request's place."""
-        self._bytes += size_bytes - ticket.call.size_bytes
-        ticket.call = replace(ticket.call, answered=True, attempts=0, size_bytes=size_bytes)
+        call = ticket.call
+        self._requests.free(call.function, call.size_bytes)
+        self._answers.take(call.function, size_bytes)
+        ticket.call = replace(call, answered=True, attempts=0, size_bytes=size_bytes)
 
     def end(self, ticket: Ticket, *counts: Count) -> None:
         """Let a call go, and count how it ended."""
         for count in counts:
             self.count(ticket.call.function, count)
         self.remove(ticket)
+
+    def _room(self, call: QueuedCall) -> Room:
+        return self._answers if call.answered else self._requests
 
     def count(self, function: str, count: Count) -> None:
         """Count what is on disk by now."""

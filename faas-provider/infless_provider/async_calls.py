@@ -16,7 +16,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from infless_core.clock import Clock
@@ -25,12 +25,15 @@ from infless_provider import async_policy, auth
 from infless_provider.async_books import AsyncStats, Books, Ticket
 from infless_provider.async_policy import AsyncLimits
 from infless_provider.async_store import Count, QueuedCall, QueueStore, StoredRequest
-from infless_provider.async_worker import F, Outcome, Poster, Worker, trace
+from infless_provider.async_worker import Worker, trace
 from infless_provider.callback_policy import Target, parse_url
 from infless_provider.forwarding import INTERNAL, sane_call_id
 from infless_provider.wire import function_key
 
 if TYPE_CHECKING:
+    from infless_provider.callbacks import Callbacks
+    from infless_provider.functions import FunctionState
+    from infless_provider.proxy import Outcome
     from infless_watchdog.exchange import Exchange
 
 LOG = logging.getLogger("infless.async")
@@ -38,7 +41,7 @@ PREFIX = "/async-function/"
 _FULL_RETRY_S = b"5"
 
 
-class AsyncCalls(Generic[F]):
+class AsyncCalls:
     """The queue at work. Owned by one event loop.
 
     Args:
@@ -56,9 +59,9 @@ class AsyncCalls(Generic[F]):
     def __init__(
         self,
         store: QueueStore,
-        find: Callable[[str], F | None],
+        find: Callable[[str], FunctionState | None],
         invoke: Callable[..., Awaitable[Outcome]],
-        callbacks: Poster,
+        callbacks: Callbacks,
         clock: Clock,
         limits: AsyncLimits,
         seed: int,
@@ -155,7 +158,7 @@ class AsyncCalls(Generic[F]):
         else:
             self._take(exchange, function, f"/{rest}?{exchange.query}" if exchange.query else f"/{rest}")
 
-    def door(self, exchange: Exchange) -> F | None:
+    def door(self, exchange: Exchange) -> FunctionState | None:
         """The function that is asked for; None when the answer is no already: what is wrong is in the head.
 
         Looks at no body, so that nobody's is kept who may not call.
@@ -173,7 +176,7 @@ class AsyncCalls(Generic[F]):
             return function
         return None
 
-    def _take(self, exchange: Exchange, function: F, path: str) -> None:
+    def _take(self, exchange: Exchange, function: FunctionState, path: str) -> None:
         size_bytes, most_bytes = len(exchange.body), self._limits.body_max_bytes
         if size_bytes > most_bytes:
             sentence = f"the body has {size_bytes} bytes; a queued call may have {most_bytes}"
@@ -210,7 +213,9 @@ class AsyncCalls(Generic[F]):
         self._books.add(ticket)
         self._spawn(self._accept(exchange, function, ticket, request))
 
-    async def _accept(self, exchange: Exchange, function: F, ticket: Ticket, request: StoredRequest) -> None:
+    async def _accept(
+        self, exchange: Exchange, function: FunctionState, ticket: Ticket, request: StoredRequest
+    ) -> None:
         try:
             await self._store.accept(ticket.call, request)
         except StateError as error:
@@ -225,7 +230,7 @@ class AsyncCalls(Generic[F]):
         exchange.respond(202, headers=trace(ticket.call))
         self._worker.enqueue(ticket)
 
-    def _said_again(self, exchange: Exchange, function: F, known: Ticket, digest: bytes) -> None:
+    def _said_again(self, exchange: Exchange, function: FunctionState, known: Ticket, digest: bytes) -> None:
         """A call whose idempotency key is in the queue already."""
         if known.call.digest == digest:
             self._spawn(self._same_answer(exchange, function, known))
@@ -236,7 +241,7 @@ class AsyncCalls(Generic[F]):
         )
         self._refuse(exchange, function, 409, sentence)
 
-    async def _same_answer(self, exchange: Exchange, function: F, known: Ticket) -> None:
+    async def _same_answer(self, exchange: Exchange, function: FunctionState, known: Ticket) -> None:
         """What the first one was told, once it was."""
         await known.decided.wait()
         if known.accepted:
@@ -244,7 +249,7 @@ class AsyncCalls(Generic[F]):
         else:
             self._refuse_unstored(exchange, function)
 
-    def _cancel(self, exchange: Exchange, function: F, id_: str) -> None:
+    def _cancel(self, exchange: Exchange, function: FunctionState, id_: str) -> None:
         """Cancel all calls that have an id."""
         tickets = [one for one in self._books.traced(function.key, id_) if one.accepted and not one.ended]
         if not tickets:
@@ -262,7 +267,7 @@ class AsyncCalls(Generic[F]):
         faults = [fault for fault in await asyncio.gather(*gone, return_exceptions=True) if fault is not None]
         for ticket, end in zip(tickets, gone, strict=True):
             if end.exception() is None:
-                self._books.end(ticket, Count.CANCELLED)
+                self._worker.ended(ticket, Count.CANCELLED)
                 continue
             ticket.ended = False
             if not ticket.queued:
@@ -276,13 +281,13 @@ class AsyncCalls(Generic[F]):
             exchange.respond(202, headers=trace(tickets[0].call))
 
     def _refuse(
-        self, exchange: Exchange, function: F, status: int, sentence: str, retry_after: bytes | None = None
+        self, exchange: Exchange, function: FunctionState, status: int, sentence: str, retry_after: bytes | None = None
     ) -> None:
         self._books.refuse(function.key)
         headers = [INTERNAL] if retry_after is None else [INTERNAL, (b"retry-after", retry_after)]
         exchange.text(status, sentence, headers)
 
-    def _refuse_unstored(self, exchange: Exchange, function: F) -> None:
+    def _refuse_unstored(self, exchange: Exchange, function: FunctionState) -> None:
         sentence = "the call could not be stored: the queue's disk is full or fails; try again later"
         self._refuse(exchange, function, 503, sentence, _FULL_RETRY_S)
 

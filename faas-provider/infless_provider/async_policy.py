@@ -57,17 +57,24 @@ class AsyncLimits:
     calls_max: int = 100_000
     """Calls in the queue; a waiting one takes about 1 kB of memory, its body is on disk only."""
     calls_per_function_max: int = 50_000
-    """Below `calls_max`, so that one function's flood leaves room for others."""
+    """Below `calls_max`, so that one function's flood leaves room for others; so for bytes."""
     bytes_max: int = 1 << 30
-    """Bodies in the queue, on disk."""
+    """Bodies of calls that have no answer yet, on disk."""
+    bytes_per_function_max: int = 1 << 29
     body_max_bytes: int = 1 << 20
     """Of one call (the gateway's queue takes 256 kB)."""
     answer_max_bytes: int = 4 << 20
     """Of one answer on its way to a callback; what is above is cut off, and a header says so."""
+    answers_bytes_max: int = 1 << 30
+    """Bodies of answers on their way to callbacks, on disk. Each invocation that has a callback begins only when there
+    is room for the longest answer; 256 of those are in flight."""
+    answers_bytes_per_function_max: int = 1 << 29
     in_flight_max: int = 256
     in_flight_per_function_max: int = 64
     """Two largest batches of 32: one runs, one fills."""
     callbacks_max: int = 64
+    callbacks_per_function_max: int = 32
+    """As many names of hosts as one likes may mean one that never answers."""
     callbacks_per_host_max: int = 8
     invoke_timeout_s: float = 60.0
     """Of one attempt, cold start included."""
@@ -81,6 +88,9 @@ class AsyncLimits:
     def __post_init__(self) -> None:
         """Refuse what would stop everything."""
         _check_positive(self)
+        room_bytes = min(self.answers_bytes_max, self.answers_bytes_per_function_max)
+        if self.answer_max_bytes > room_bytes:
+            raise ValueError(f"answer_max_bytes is {self.answer_max_bytes}, but all answers may have {room_bytes}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from infless_provider.forwarding import Header
 from infless_provider.group_commit import GroupCommit
@@ -113,11 +112,6 @@ class StoredAnswer:
     headers: Sequence[Header]
     body: bytes
 
-    @property
-    def body_bytes(self) -> int:
-        """Of what is kept; what the provider has written itself passes for the outcome of an invocation."""
-        return len(self.body)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
@@ -163,22 +157,28 @@ class QueueStore:
 
         return self._db.do(insert)
 
-    def request(self, call: QueuedCall) -> asyncio.Future[StoredRequest]:
-        """Read what the function gets."""
+    def request(self, call: QueuedCall) -> asyncio.Future[StoredRequest | None]:
+        """Read what the function gets; None when that is not there (any more)."""
 
-        def read(db: sqlite3.Connection) -> StoredRequest:
-            target, headers, body = _one(db, "SELECT target, headers, body FROM request WHERE seq = ?", call)
+        def read(db: sqlite3.Connection) -> StoredRequest | None:
+            row = db.execute("SELECT target, headers, body FROM request WHERE seq = ?", (call.seq,)).fetchone()
+            if row is None:
+                return None
+            target, headers, body = row
             return StoredRequest(target=target, headers=_unpack(headers), body=body)
 
         return self._db.do(read)
 
-    def answer(self, call: QueuedCall) -> asyncio.Future[StoredAnswer]:
-        """Read what the callback gets."""
+    def answer(self, call: QueuedCall) -> asyncio.Future[StoredAnswer | None]:
+        """Read what the callback gets; None when that is not there."""
 
-        def read(db: sqlite3.Connection) -> StoredAnswer:
-            status, failed, took_s, headers, body = _one(
-                db, "SELECT status, failed, took_s, headers, body FROM answer WHERE seq = ?", call
-            )
+        def read(db: sqlite3.Connection) -> StoredAnswer | None:
+            row = db.execute(
+                "SELECT status, failed, took_s, headers, body FROM answer WHERE seq = ?", (call.seq,)
+            ).fetchone()
+            if row is None:
+                return None
+            status, failed, took_s, headers, body = row
             return StoredAnswer(
                 status=status, failed=bool(failed), took_s=took_s, headers=_unpack(headers), body=body
             )  # fmt: skip
@@ -261,13 +261,6 @@ def _count(db: sqlite3.Connection, function: str, count: Count) -> None:
         f" ON CONFLICT (function) DO UPDATE SET {count} = {count} + 1",
         (function,),
     )
-
-
-def _one(db: sqlite3.Connection, query: str, call: QueuedCall) -> tuple[Any, ...]:
-    row: tuple[Any, ...] | None = db.execute(query, (call.seq,)).fetchone()
-    if row is None:
-        raise sqlite3.DatabaseError(f"call {call.id!r} of {call.function} has no row")
-    return row
 
 
 def _pack(headers: Sequence[Header]) -> bytes:

@@ -1,11 +1,11 @@
-"""Whose turn it is: groups (functions, hosts) take turns, so that the flood of one does not starve another."""
+"""Whose turn it is: functions take turns, and so do the hosts of one: a flood starves nobody."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import logging
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any, Generic, TypeVar
@@ -17,55 +17,76 @@ Item = TypeVar("Item")
 
 
 class Turns(Generic[Item]):
-    """Items by group: at most so many run in all and of one group; groups with work that may run go round.
+    """Items of functions, for hosts: at most so many run in all, of one function and for one host.
 
-    It does nothing by itself: times are arguments.
+    It does nothing by itself: times are arguments. The look for the next item passes over what is at its limit: at most
+    `running_max / running_per_host_max` hosts of a function, as each of these runs so many, however many more wait.
+
+    Args:
+        running_max: in all.
+        running_per_function_max: of one function, whatever its hosts.
+        running_per_host_max: for one host, whatever the functions.
+        claim: takes what an item needs beside its turn; False, with nothing taken, while that is not there.
     """
 
-    def __init__(self, running_max: int, running_per_group_max: int) -> None:
+    def __init__(
+        self,
+        running_max: int,
+        running_per_function_max: int,
+        running_per_host_max: int,
+        claim: Callable[[Item], bool] = lambda _: True,
+    ) -> None:
         self._running_max = running_max
-        self._per_group_max = running_per_group_max
-        self._ready: dict[str, deque[Item]] = {}
-        self._rotation: deque[str] = deque()
-        """Groups with a ready item and room to run it, each once."""
-        self._running: dict[str, int] = {}
-        self._later: list[tuple[float, int, str, Item]] = []
+        self._per_function_max = running_per_function_max
+        self._per_host_max = running_per_host_max
+        self._claim = claim
+        self._ready: OrderedDict[str, OrderedDict[str, deque[Item]]] = OrderedDict()
+        """By function and host; who had the last turn is last. No deque is empty."""
+        self._of_function: Counter[str] = Counter()
+        self._for_host: Counter[str] = Counter()
+        self._later: list[tuple[float, int, str, str, Item]] = []
         self._numbers = count()
         self.running = 0
 
-    def add(self, item: Item, group: str, due_s: float) -> None:
+    def add(self, item: Item, function: str, host: str, due_s: float) -> None:
         """Let an item run from `due_s` on."""
-        heapq.heappush(self._later, (due_s, next(self._numbers), group, item))
+        heapq.heappush(self._later, (due_s, next(self._numbers), function, host, item))
 
-    def take(self, now_s: float) -> tuple[Item, str] | None:
-        """The item whose turn it is, which runs from now on; None when there is none, or no room."""
+    def take(self, now_s: float) -> tuple[Item, str, str] | None:
+        """Whose turn it is, which runs from now on: an item, its function and host; None when none is, or may."""
         while self._later and self._later[0][0] <= now_s:
-            _, _, group, item = heapq.heappop(self._later)
-            waiting = self._ready.setdefault(group, deque())
-            waiting.append(item)
-            if len(waiting) == 1 and self._running.get(group, 0) < self._per_group_max:
-                self._rotation.append(group)
-        if self.running >= self._running_max or not self._rotation:
+            _, _, function, host, item = heapq.heappop(self._later)
+            self._ready.setdefault(function, OrderedDict()).setdefault(host, deque()).append(item)
+        if self.running >= self._running_max:
             return None
-        group = self._rotation.popleft()
-        item = self._ready[group].popleft()
-        self._running[group] = self._running.get(group, 0) + 1
-        self.running += 1
-        if not self._ready[group]:
-            del self._ready[group]
-        elif self._running[group] < self._per_group_max:
-            self._rotation.append(group)
-        return item, group
+        for function, hosts in self._ready.items():
+            if self._of_function[function] < self._per_function_max:
+                for host, items in hosts.items():
+                    if self._for_host[host] < self._per_host_max and self._claim(items[0]):
+                        return self._begin(function, host), function, host
+        return None
 
-    def done(self, group: str) -> None:
-        """An item of a group has ended."""
-        was_full = self._running[group] >= self._per_group_max
+    def _begin(self, function: str, host: str) -> Item:
+        hosts = self._ready[function]
+        item = hosts[host].popleft()
+        hosts.move_to_end(host)
+        self._ready.move_to_end(function)
+        if not hosts[host]:
+            del hosts[host]
+        if not hosts:
+            del self._ready[function]
+        self._of_function[function] += 1
+        self._for_host[host] += 1
+        self.running += 1
+        return item
+
+    def done(self, function: str, host: str) -> None:
+        """An item of a function, for a host, has ended."""
         self.running -= 1
-        self._running[group] -= 1
-        if not self._running[group]:
-            del self._running[group]
-        if was_full and group in self._ready:
-            self._rotation.append(group)
+        for counter, key in ((self._of_function, function), (self._for_host, host)):
+            counter[key] -= 1
+            if not counter[key]:
+                del counter[key]
 
     def next_due_s(self) -> float | None:
         """When the next item becomes ready; None when all are."""
@@ -85,7 +106,7 @@ class Lane(Generic[Item]):
         self._turns = turns
         self._run = run
         self._clock = clock
-        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._tasks: dict[asyncio.Task[None], tuple[str, str]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._open = False
 
@@ -97,35 +118,34 @@ class Lane(Generic[Item]):
     def start(self) -> None:
         """Run what is due."""
         self._open = True
-        self._pump()
+        self.pump()
 
-    def add(self, item: Item, group: str, after_s: float = 0.0) -> None:
+    def add(self, item: Item, function: str, host: str, after_s: float = 0.0) -> None:
         """Let an item run in `after_s`."""
-        self._turns.add(item, group, self._clock.now_s() + after_s)
-        if self._open:
-            self._pump()
+        self._turns.add(item, function, host, self._clock.now_s() + after_s)
+        self.pump()
 
-    def _pump(self) -> None:
-        """Start all whose turn it is, and look again when the next is due."""
+    def pump(self) -> None:
+        """Start all whose turn it is, and look again when the next is due. To be called when there is more to claim."""
         now_s = self._clock.now_s()
         while self._open and (taken := self._turns.take(now_s)) is not None:
-            item, group = taken
+            item, function, host = taken
             task = asyncio.ensure_future(self._run(item))
-            self._tasks[task] = group
+            self._tasks[task] = (function, host)
             task.add_done_callback(self._ended)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         due_s = self._turns.next_due_s()
         if self._open and due_s is not None and due_s > now_s:
-            self._timer = asyncio.get_running_loop().call_later(due_s - now_s, self._pump)
+            self._timer = asyncio.get_running_loop().call_later(due_s - now_s, self.pump)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        group = self._tasks.pop(task)
-        self._turns.done(group)
+        function, host = self._tasks.pop(task)
+        self._turns.done(function, host)
         if not task.cancelled() and (fault := task.exception()) is not None:
-            LOG.error("an asynchronous call of %s is stuck until the next start", group, exc_info=fault)
-        self._pump()
+            LOG.error("an asynchronous call of %s is stuck until the next start", function, exc_info=fault)
+        self.pump()
 
     def stop(self) -> None:
         """Start nothing more; what runs goes on."""

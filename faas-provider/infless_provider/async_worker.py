@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from infless_core.clock import Clock
 from infless_core.errors import StateError
@@ -16,9 +16,13 @@ from infless_provider.async_books import Books, Ticket
 from infless_provider.async_policy import Again, AsyncLimits, Attempt, Final
 from infless_provider.async_store import Count, QueuedCall, QueueStore, StoredAnswer
 from infless_provider.async_turns import Lane, Turns
-from infless_provider.callback_policy import Target
 from infless_provider.callbacks import Delivery
 from infless_provider.forwarding import INTERNAL, Header
+
+if TYPE_CHECKING:
+    from infless_provider.callbacks import Callbacks
+    from infless_provider.functions import FunctionState
+    from infless_provider.proxy import Outcome
 
 LOG = logging.getLogger("infless.async")
 _AFTER_A_FAULT_S = 30.0
@@ -28,70 +32,11 @@ _CUT = b"x-infless-answer-bytes"
 T = TypeVar("T")
 
 
-class Function(Protocol):
-    """What the queue needs to know of a function."""
+class Worker:
+    """Two lanes: invocations by function, callbacks by function and host; a slow target holds up no invocation.
 
-    @property
-    def key(self) -> str:
-        """`name.namespace`."""
-        ...
-
-    @property
-    def tokens(self) -> tuple[bytes, ...]:
-        """Who may call; empty for everybody."""
-        ...
-
-
-class Outcome(Protocol):
-    """The end of one invocation."""
-
-    @property
-    def status(self) -> int:
-        """Of the answer; 502, 503 or 504 when the provider could not get one."""
-        ...
-
-    @property
-    def headers(self) -> Sequence[Header]:
-        """Names in lower case."""
-        ...
-
-    @property
-    def body(self) -> bytes:
-        """As much of it as was asked for."""
-        ...
-
-    @property
-    def body_bytes(self) -> int:
-        """How long it was."""
-        ...
-
-    @property
-    def took_s(self) -> float:
-        """From its start to its end."""
-        ...
-
-
-class Poster(Protocol):
-    """What delivers callbacks: `callbacks.Callbacks`."""
-
-    def check(self, url: str) -> Target:
-        """The target of a URL; raises InvalidInput."""
-        ...
-
-    async def post(self, target: Target, headers: Sequence[Header], body: bytes) -> Delivery:
-        """Send one callback; raises nothing."""
-        ...
-
-    async def close(self) -> None:
-        """Close connections."""
-        ...
-
-
-F = TypeVar("F", bound=Function)
-
-
-class Worker(Generic[F]):
-    """Two lanes: invocations by function, callbacks by host; a slow target of callbacks holds up no invocation.
+    Except that answers have room on disk for so much only: while that is full of what a target does not take, no
+    invocation begins whose answer would need some.
 
     Args:
         store: the queue on disk, open.
@@ -108,9 +53,9 @@ class Worker(Generic[F]):
         self,
         store: QueueStore,
         books: Books,
-        find: Callable[[str], F | None],
+        find: Callable[[str], FunctionState | None],
         invoke: Callable[..., Awaitable[Outcome]],
-        callbacks: Poster,
+        callbacks: Callbacks,
         clock: Clock,
         limits: AsyncLimits,
         seed: int,
@@ -125,8 +70,12 @@ class Worker(Generic[F]):
         self._random = random.Random(seed)  # noqa: S311 - spreads retries, guards nothing
         self._disk_fails = False
         """Told once, not by each call that waits for it."""
-        turns: Turns[Ticket] = Turns(limits.in_flight_max, limits.in_flight_per_function_max)
-        posts: Turns[Ticket] = Turns(limits.callbacks_max, limits.callbacks_per_host_max)
+        # Invocations know no hosts: all are for the same one, which has every place.
+        in_flight_max, each_max = limits.in_flight_max, limits.in_flight_per_function_max
+        turns = Turns(in_flight_max, each_max, in_flight_max, books.claim)
+        posts: Turns[Ticket] = Turns(
+            limits.callbacks_max, limits.callbacks_per_function_max, limits.callbacks_per_host_max
+        )  # fmt: skip
         self._invocations = Lane(turns, self._run, clock)
         self._posts = Lane(posts, self._run, clock)
 
@@ -154,44 +103,51 @@ class Worker(Generic[F]):
         """Let a call, or its callback, be tried in `after_s`."""
         ticket.queued = True
         if ticket.call.answered:
-            self._posts.add(ticket, ticket.target.origin if ticket.target else "", after_s)
+            self._posts.add(ticket, ticket.call.function, ticket.target.origin if ticket.target else "", after_s)
         else:
-            self._invocations.add(ticket, ticket.call.function, after_s)
+            self._invocations.add(ticket, ticket.call.function, "", after_s)
+
+    def ended(self, ticket: Ticket, *counts: Count) -> None:
+        """Let a call go that is off the disk; where it was, there may be room for the next one's answer."""
+        self._books.end(ticket, *counts)
+        self._invocations.pump()
 
     async def _run(self, ticket: Ticket) -> None:
         """One try of what is next for a call."""
         ticket.queued = False
-        if ticket.ended:
-            return
         ticket.task = asyncio.current_task()
         try:
-            await (self._post(ticket) if ticket.call.answered else self._try(ticket))
+            if not ticket.ended:
+                await (self._post(ticket) if ticket.call.answered else self._try(ticket))
         except Exception:
             LOG.exception("a call of %s met a fault; it is tried again", ticket.call.function)
             self.enqueue(ticket, _AFTER_A_FAULT_S)
         finally:
             ticket.task = None
+            self._books.unclaim(ticket)
 
     async def _try(self, ticket: Ticket) -> None:
-        call, rules = ticket.call, self._limits.invocations
+        call = ticket.call
+        request = await self._on_disk(lambda: self._store.request(call))
+        if request is None:
+            await self._recover(ticket)
+            return
         function = self._find(call.function)
+        # Nobody reads an answer that has no callback: its status is enough.
+        most_bytes = self._limits.answer_max_bytes if ticket.target is not None else 0
         if function is None:
-            answer = _refusal(404, f"function {call.function} does not exist any more", failed=True)
+            answer = _gone(call)
         else:
-            # Nobody reads an answer that has no callback: its status is enough.
-            most_bytes = self._limits.answer_max_bytes if ticket.target is not None else 0
-            outcome = await self._outcome(function, call, most_bytes)
-            attempt = Attempt(
-                status=outcome.status,
-                attempts=call.attempts + 1,
-                age_s=self._clock.now_s() - ticket.since_s,
-                retry_after_s=async_policy.retry_after_s(outcome.headers, self._clock.wall_s()),
-            )
-            verdict = async_policy.after_invocation(attempt, rules, self._random.random())
+            outcome = await self._invoke(
+                function, "POST", request.target, [*request.headers, *trace(call)], request.body,
+                timeout_s=self._limits.invoke_timeout_s, answer_max_bytes=most_bytes,
+            )  # fmt: skip
+            attempt = self._attempt(ticket, outcome.status, outcome.headers)
+            verdict = async_policy.after_invocation(attempt, self._limits.invocations, self._random.random())
             if isinstance(verdict, Again):
                 await self._later(ticket, attempt, verdict)
                 return
-            answer = _stored(outcome, verdict)
+            answer = _stored(outcome, verdict, most_bytes)
         if answer.failed:
             LOG.warning(
                 "call %s of %s has failed with %d after %d tries", call.id, call.function, answer.status,
@@ -201,31 +157,41 @@ class Worker(Generic[F]):
             await self._end(ticket, Count.FAILED if answer.failed else Count.DONE)
             return
         await self._on_disk(lambda: self._store.answered(call, answer))
+        self._answered(ticket, answer)
+
+    def _attempt(self, ticket: Ticket, status: int, headers: Sequence[Header]) -> Attempt:
+        return Attempt(
+            status=status,
+            attempts=ticket.call.attempts + 1,
+            age_s=self._clock.now_s() - ticket.since_s,
+            retry_after_s=async_policy.retry_after_s(headers, self._clock.wall_s()),
+        )
+
+    def _answered(self, ticket: Ticket, answer: StoredAnswer) -> None:
         self._books.answered(ticket, len(answer.body))
         ticket.since_s = self._clock.now_s()
         self.enqueue(ticket)
 
-    async def _outcome(self, function: F, call: QueuedCall, most_bytes: int) -> Outcome:
-        request = await self._on_disk(lambda: self._store.request(call))
-        headers = [*request.headers, *trace(call)]
-        timeout_s = self._limits.invoke_timeout_s
-        try:
-            return await self._invoke(
-                function,
-                "POST",
-                request.target,
-                headers,
-                request.body,
-                timeout_s=timeout_s,
-                answer_max_bytes=most_bytes,
-            )
-        except Exception:
-            LOG.exception("invoking %s failed inside the provider", call.function)
-            return _refusal(503, f"invoking {call.function} failed inside the provider", failed=True)
+    async def _recover(self, ticket: Ticket) -> None:
+        """A call whose request is not there: it was cancelled while its answer was stored, and the disk kept it."""
+        call = ticket.call
+        answer = await self._on_disk(lambda: self._store.answer(call))
+        if answer is None:
+            await self._lose(ticket, Count.FAILED)
+        else:
+            self._answered(ticket, answer)
+
+    async def _lose(self, ticket: Ticket, *counts: Count) -> None:
+        call = ticket.call
+        LOG.error("call %s of %s has failed: the queue's file has no more of it", call.id, call.function)
+        await self._end(ticket, *counts)
 
     async def _post(self, ticket: Ticket) -> None:
         call, target = ticket.call, ticket.target
         answer = await self._on_disk(lambda: self._store.answer(call))
+        if answer is None:
+            await self._lose(ticket, Count.FAILED, Count.CALLBACKS_FAILED)
+            return
         if target is None:
             delivery = Delivery(status=0, fault="its URL cannot be read any more", forbidden=True)
         else:
@@ -234,12 +200,7 @@ class Worker(Generic[F]):
                 took_s=answer.took_s, accepted_ns=call.accepted_ns,
             )  # fmt: skip
             delivery = await self._callbacks.post(target, headers, answer.body)
-        attempt = Attempt(
-            status=delivery.status,
-            attempts=call.attempts + 1,
-            age_s=self._clock.now_s() - ticket.since_s,
-            retry_after_s=async_policy.retry_after_s(delivery.headers, self._clock.wall_s()),
-        )
+        attempt = self._attempt(ticket, delivery.status, delivery.headers)
         verdict: Again | Final = Final(failed=True)
         if not delivery.forbidden:
             verdict = async_policy.after_callback(attempt, self._limits.callbacks, self._random.random())
@@ -263,7 +224,7 @@ class Worker(Generic[F]):
     async def _end(self, ticket: Ticket, *counts: Count) -> None:
         ticket.ended = True
         await self._on_disk(lambda: self._store.end(ticket.call, *counts))
-        self._books.end(ticket, *counts)
+        self.ended(ticket, *counts)
 
     async def _on_disk(self, ask: Callable[[], asyncio.Future[T]]) -> T:
         """Ask until the disk does it: what has happened cannot be taken back."""
@@ -287,16 +248,17 @@ def trace(call: QueuedCall) -> list[Header]:
     return [(b"x-call-id", call.id.encode()), (b"x-start-time", str(call.accepted_ns).encode())]
 
 
-def _refusal(status: int, sentence: str, *, failed: bool) -> StoredAnswer:
+def _gone(call: QueuedCall) -> StoredAnswer:
     headers = ((b"content-type", b"text/plain; charset=utf-8"), INTERNAL)
-    return StoredAnswer(status=status, failed=failed, took_s=0.0, headers=headers, body=f"{sentence}\n".encode())
+    body = f"function {call.function} does not exist any more\n".encode()
+    return StoredAnswer(status=404, failed=True, took_s=0.0, headers=headers, body=body)
 
 
-def _stored(outcome: Outcome, verdict: Final) -> StoredAnswer:
+def _stored(outcome: Outcome, verdict: Final, most_bytes: int) -> StoredAnswer:
     """An answer as the callback gets it: where it was too long for the queue, it says so."""
-    headers = list(outcome.headers)
-    if outcome.body_bytes > len(outcome.body):
+    headers, body = list(outcome.headers), bytes(outcome.body[:most_bytes])
+    if outcome.body_bytes > len(body):
         headers.append((_CUT, str(outcome.body_bytes).encode()))
     return StoredAnswer(
-        status=outcome.status, failed=verdict.failed, took_s=outcome.took_s, headers=headers, body=bytes(outcome.body)
+        status=outcome.status, failed=verdict.failed, took_s=outcome.took_s, headers=headers, body=body
     )  # fmt: skip

@@ -111,7 +111,7 @@ class Callbacks:
         self,
         policy: CallbackPolicy,
         *,
-        connections_max: int = 64,
+        connections_max: int,
         timeout_s: float = TIMEOUT_S,
         tls: ssl.SSLContext | None = None,
     ) -> None:

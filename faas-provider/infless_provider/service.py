@@ -24,7 +24,6 @@ from infless_provider.callback_policy import CallbackPolicy
 from infless_provider.callbacks import Callbacks
 from infless_provider.controller import Controller
 from infless_provider.feed import Feed, Source
-from infless_provider.functions import FunctionState
 from infless_provider.log_hub import LogHub
 from infless_provider.metrics import Metrics, Sample, SharedText, sample
 from infless_provider.profiling import Profiles
@@ -105,15 +104,16 @@ class Provider:
         await self._edge.listen(sockets[0], tls)
         LOG.info("serving %d function(s) on %d core(s)", len(controller.functions), server.cpu_cores)
 
-    def _make_queue(self) -> AsyncCalls[FunctionState]:
+    def _make_queue(self) -> AsyncCalls:
         settings = self._settings
+        limits = AsyncLimits(body_max_bytes=settings.async_body_max_bytes, invoke_timeout_s=settings.invoke_timeout_s)
         return AsyncCalls(
             QueueStore(settings.queue),
             self._controller.functions.get,
             self._proxy.call,
-            Callbacks(CallbackPolicy.parse(settings.callbacks_allowed)),
+            Callbacks(CallbackPolicy.parse(settings.callbacks_allowed), connections_max=limits.callbacks_max),
             self._clock,
-            AsyncLimits(body_max_bytes=settings.async_body_max_bytes, invoke_timeout_s=settings.invoke_timeout_s),
+            limits,
             random.SystemRandom().getrandbits(32),
             self._ours,
         )

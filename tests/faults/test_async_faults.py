@@ -67,7 +67,7 @@ async def main():
             status=status, headers=told, body=said[:answer_max_bytes], body_bytes=size_bytes, took_s=took_s
         )
 
-    callbacks = Callbacks(CallbackPolicy.parse(("127.0.0.0/8",)))
+    callbacks = Callbacks(CallbackPolicy.parse(("127.0.0.0/8",)), connections_max=LIMITS.callbacks_max)
     calls = AsyncCalls(QueueStore(QUEUE), find, invoke, callbacks, clock, LIMITS, seed=os.getpid())
 
     def route(exchange):

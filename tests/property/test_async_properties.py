@@ -1,12 +1,16 @@
 """Asynchronous calls: every sequence of failures ends, nobody is starved, headers survive, whatever their values are."""
 
+import asyncio
 import ipaddress
 import math
 from collections import Counter, deque
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from queue_world import URL, World, answer
 
 from infless_core.errors import InvalidInput
 from infless_provider.async_policy import (
@@ -112,73 +116,163 @@ def test_a_date_is_a_time_from_now():
 
 
 operations = st.lists(
-    st.tuples(st.just("add"), st.sampled_from("abc"), st.integers(0, 20))
+    st.tuples(st.just("add"), st.tuples(st.sampled_from("abc"), st.sampled_from("xyz")), st.integers(0, 20))
     | st.tuples(st.just("done"), st.integers(0, 9), st.just(0))
-    | st.tuples(st.just("wait"), st.integers(1, 10), st.just(0)),
+    | st.tuples(st.just("wait"), st.integers(1, 10), st.just(0))
+    | st.tuples(st.just("room"), st.integers(1, 5), st.just(0)),
     max_size=80,
 )
 
 
-@given(operations, st.integers(1, 4), st.integers(1, 3))
-def test_turns_against_a_plain_model(does, most, most_each):
-    """Limits hold, nothing runs early, twice or never, a group's items keep their order, and no room is left unused."""
-    turns, now_s, added = Turns(most, most_each), 0, 0
-    waiting, running = [], []
+class Model:
+    """What runs and waits, kept in plain lists; items need room beside their turn."""
 
-    def take_all():
-        while (taken := turns.take(now_s)) is not None:
-            item, group = taken
-            assert item[0] <= now_s
-            assert item == min(other for its_group, other in waiting if its_group == group)
-            waiting.remove((group, item))
-            running.append(group)
-        assert turns.running == len(running) <= most
-        counts = Counter(running)
-        assert all(count <= most_each for count in counts.values())
-        could = {g for g, (due_s, _) in waiting if due_s <= now_s and counts[g] < most_each}
-        assert not could or len(running) == most
+    def __init__(self, most, most_each, most_host):
+        self.most, self.most_each, self.most_host = most, most_each, most_host
+        self.turns = Turns(most, most_each, most_host, self.claim)
+        self.now_s, self.added, self.room = 0, 0, 3
+        self.waiting, self.running = [], []
 
+    def claim(self, _):
+        """One of what is there."""
+        if self.room < 1:
+            return False
+        self.room -= 1
+        return True
+
+    def add(self, pair, delay_s):
+        """An item of a function and host."""
+        self.added += 1
+        item = (self.now_s + delay_s, self.added)
+        self.waiting.append((pair, item))
+        self.turns.add(item, *pair, item[0])
+
+    def could(self):
+        """Whose turn it might be."""
+        functions, hosts = (Counter(pair[place] for pair in self.running) for place in (0, 1))
+        assert all(count <= self.most_each for count in functions.values())
+        assert all(count <= self.most_host for count in hosts.values())
+        return [
+            (pair, item) for pair, item in self.waiting
+            if item[0] <= self.now_s and functions[pair[0]] < self.most_each and hosts[pair[1]] < self.most_host
+        ]  # fmt: skip
+
+    def take_all(self):
+        """Let all begin whose turn it is; each is checked."""
+        room, began = self.room, 0
+        while (taken := self.turns.take(self.now_s)) is not None:
+            item, *pair = taken
+            assert (tuple(pair), item) in self.could()
+            assert item == min(other for its_pair, other in self.waiting if its_pair == tuple(pair))
+            self.waiting.remove((tuple(pair), item))
+            self.running.append(tuple(pair))
+            began += 1
+        assert self.room == room - began
+        assert self.turns.running == len(self.running) <= self.most
+        assert not self.could() or len(self.running) == self.most or not self.room
+
+
+@given(operations, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+def test_turns_against_a_plain_model(does, most, most_each, most_host):
+    """Limits hold, nothing runs early, twice, never or without room, each queue is in order, and no room is unused."""
+    model = Model(most, most_each, most_host)
     for what, value, delay_s in does:
         if what == "add":
-            added += 1
-            item = (now_s + delay_s, added)
-            waiting.append((value, item))
-            turns.add(item, value, item[0])
-        elif what == "done" and running:
-            turns.done(running.pop(value % len(running)))
+            model.add(value, delay_s)
+        elif what == "done" and model.running:
+            model.turns.done(*model.running.pop(value % len(model.running)))
         elif what == "wait":
-            now_s += value
-        take_all()
-    while waiting or running:
-        while running:
-            turns.done(running.pop())
-        take_all()
-        due_s = turns.next_due_s()
-        now_s = now_s if due_s is None else max(now_s, due_s)
-        take_all()
-    assert turns.running == 0
+            model.now_s += value
+        elif what == "room":
+            model.room += value
+        model.take_all()
+    model.room = len(model.waiting)
+    while model.waiting or model.running:
+        while model.running:
+            model.turns.done(*model.running.pop())
+        due_s = model.turns.next_due_s()
+        model.now_s = model.now_s if due_s is None else max(model.now_s, due_s)
+        model.take_all()
+    assert model.turns.running == 0
 
 
-@given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=60), st.integers(1, 4))
-def test_groups_take_turns(groups, most):
-    """Between two items of one group every other group that waits gets one: a flood delays others by its turn only."""
-    turns, left, running = Turns(most, most), Counter(groups), deque()
-    for number, group in enumerate(groups):
-        turns.add(number, group, 0.0)
-    since = dict.fromkeys(left, 0)
-    while sum(left.values()):
+@given(st.lists(st.sampled_from(["ax", "ay", "az", "bx", "by", "cx"]), min_size=1, max_size=60), st.integers(1, 4))
+def test_functions_take_turns_and_so_do_hosts_of_one(pairs, most):
+    """Who waits is passed over no more often than there are others: a flood delays others by its turn only."""
+    turns, left, running = Turns(most, most, most), Counter(pairs), deque()
+    for number, (function, host) in enumerate(pairs):
+        turns.add(number, function, host, 0.0)
+    passed_over = Counter()
+    while left:
         taken = turns.take(0.0)
         if taken is None:
-            turns.done(running.popleft())
+            turns.done(*running.popleft())
             continue
-        _, group = taken
-        running.append(group)
-        left[group] -= 1
-        waiting = [one for one in left if left[one] > 0 and one != group]
-        for one in waiting:
-            since[one] += 1
-            assert since[one] <= len(set(groups))
-        since[group] = 0
+        _, function, host = taken
+        running.append((function, host))
+        left -= Counter([function + host])
+        passed_over.update({other[0] for other in left} - {function})
+        passed_over.update({other for other in left if other[0] == function} - {function + host})
+        passed_over[function] = passed_over[function + host] = 0
+        assert all(passed_over[one] <= len({pair[0] for pair in pairs}) for one in "abc")
+        assert all(passed_over[one] <= len({pair for pair in pairs if pair[0] == one[0]}) for one in set(pairs))
+
+
+calls_ = st.lists(
+    st.fixed_dictionaries(
+        {
+            "path": st.sampled_from("ffg"), "told": st.booleans(), "body": st.binary(max_size=6),
+            "status": st.sampled_from([200, 200, 500, 503]), "answer": st.binary(max_size=14),
+            "reply": st.sampled_from([200, 200, 404, 503]), "cancel": st.booleans(), "pause": st.integers(0, 20),
+        }
+    ),
+    min_size=1, max_size=40,
+)  # fmt: skip
+ROOM = {
+    "bytes_max": 24, "bytes_per_function_max": 15, "answers_bytes_max": 25, "answers_bytes_per_function_max": 15,
+    "answer_max_bytes": 8, "in_flight_max": 6, "in_flight_per_function_max": 4,
+}  # fmt: skip
+
+
+@settings(max_examples=40)
+@given(calls_, calls_)
+def test_bodies_never_take_more_than_their_room(before, after):
+    """On the disk itself, at each moment, over a restart, whatever is asked, answered and cancelled; and none is left."""
+
+    async def send(world, calls):
+        await world.watch()
+        sent = []
+        for number, call in enumerate(calls):
+            headers = [URL] if call["told"] else []
+            world.script[f"{call['path']}.openfaas-fn"].append(answer(call["status"], call["answer"]))
+            world.replies.append(call["reply"])
+            sent.append(world.send(call["path"], (b"x-call-id", b"%d" % number), *headers, body=call["body"]))
+            for _ in range(call["pause"]):
+                await asyncio.sleep(0)
+            if call["cancel"]:
+                sent.append(world.send(f"{call['path']}/{number // 2}", method="DELETE"))
+        for one in sent:
+            await one.answered.wait()
+
+    async def check(world):
+        for (kind, function), most_bytes in (await world.seen()).items():
+            prefix = "answers_bytes" if kind == "answer" else "bytes"
+            assert most_bytes <= ROOM[f"{prefix}_per_function_max" if function else f"{prefix}_max"], (kind, function)
+
+    async def run(folder):
+        world = World(Path(folder) / "queue.sqlite")
+        async with world.open(**ROOM, close_grace_s=0.001):
+            await send(world, before)
+            await check(world)
+        async with world.open(**ROOM):
+            await send(world, after)
+            await world.until_empty()
+            await check(world)
+            rooms = world.calls._books._requests, world.calls._books._answers
+            await world.until(lambda: not any(room._bytes or room._of_function for room in rooms))
+
+    with TemporaryDirectory() as folder:
+        asyncio.run(run(folder))
 
 
 names = st.from_regex(rb"[a-z][a-z0-9-]{0,12}", fullmatch=True) | st.sampled_from(

@@ -2,155 +2,15 @@
 
 import asyncio
 import logging
-from collections import defaultdict
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
+from queue_world import URL, FakeExchange, World, answer
 
 from infless_core.clock import SystemClock
 from infless_core.errors import StateError
-from infless_provider.async_calls import AsyncCalls
 from infless_provider.async_policy import AsyncLimits, RetryRules
-from infless_provider.async_store import QueueStore
-from infless_provider.callback_policy import CallbackPolicy
 from infless_provider.callbacks import Delivery
-
-SOON = RetryRules(attempts_max=3, age_max_s=60, backoff_s=0.001, backoff_max_s=0.002)
-LIMITS = AsyncLimits(invocations=SOON, callbacks=SOON, close_grace_s=5, disk_retry_s=0.001)
-URL = (b"x-callback-url", b"https://target.example/done?key=hidden")
-
-
-class FakeExchange:
-    """A request, and what it was answered."""
-
-    def __init__(self, path, method, headers, body, query):
-        self.path, self.method, self.headers, self.body, self.query = path, method, headers, body, query
-        self.peer = "192.0.2.7:1000"
-        self.answered = asyncio.Event()
-
-    def header(self, name):
-        """The first."""
-        return next((value for key, value in self.headers if key == name), None)
-
-    def respond(self, status, body=b"", content_type=b"", headers=()):
-        """Remember."""
-        assert not self.answered.is_set()
-        self.status, self.text_, self.told = status, body.decode(), dict(headers)
-        self.answered.set()
-
-    def text(self, status, sentence, headers=()):
-        """Remember."""
-        self.respond(status, sentence.encode(), b"", headers)
-
-
-def answer(status=200, body=b"ok", headers=((b"content-type", b"text/plain"),)):
-    """The end of an invocation."""
-    return SimpleNamespace(status=status, headers=list(headers), body=body, body_bytes=len(body), took_s=0.25)
-
-
-@dataclass
-class World:
-    """Functions that answer as told, a target that remembers, and a queue."""
-
-    path: object
-    limits: AsyncLimits = LIMITS
-    tokens: dict = field(default_factory=lambda: {"f.openfaas-fn": (), "g.openfaas-fn": (), "h.openfaas-fn": (b"t0k",)})
-    script: dict = field(default_factory=lambda: defaultdict(list))
-    """Answers of a function in turn; then `answer()`."""
-    gates: dict = field(default_factory=dict)
-    """An invocation waits for its function's event."""
-    invoked: list = field(default_factory=list)
-    replies: list = field(default_factory=list)
-    """Of the target in turn; then 200."""
-    posted: list = field(default_factory=list)
-    running: dict = field(default_factory=lambda: defaultdict(int))
-    most: dict = field(default_factory=lambda: defaultdict(int))
-    clock: object = field(default_factory=SystemClock)
-
-    def find(self, key):
-        """A function."""
-        return SimpleNamespace(key=key, tokens=self.tokens[key]) if key in self.tokens else None
-
-    def ours(self, header):
-        """Whether an Authorization is for the control plane."""
-        return header.startswith(b"Basic ours:")
-
-    async def invoke(self, function, method, target, headers, body, *, timeout_s, answer_max_bytes):
-        """Remember, wait, answer."""
-        self.invoked.append(
-            SimpleNamespace(
-                key=function.key, method=method, target=target, headers=headers, body=body, most=answer_max_bytes
-            )
-        )
-        self.running[function.key] += 1
-        self.most[function.key] = max(self.most[function.key], self.running[function.key])
-        try:
-            if function.key in self.gates:
-                await self.gates[function.key].wait()
-            said = self.script[function.key].pop(0) if self.script[function.key] else answer()
-            if isinstance(said, Exception):
-                raise said
-            said.body = said.body[:answer_max_bytes]
-            return said
-        finally:
-            self.running[function.key] -= 1
-
-    def check(self, url):
-        """The real policy."""
-        return CallbackPolicy().check(url)
-
-    async def post(self, target, headers, body):
-        """Remember, reply."""
-        self.posted.append(SimpleNamespace(target=target, headers=dict(headers), body=body))
-        reply = self.replies.pop(0) if self.replies else 200
-        return reply if isinstance(reply, Delivery) else Delivery(status=reply)
-
-    async def close(self):
-        """Nothing is open."""
-
-    @asynccontextmanager
-    async def open(self, **more):
-        """The queue on this world's file."""
-        self.store = QueueStore(self.path)
-        limits = replace(self.limits, **more)
-        self.calls = AsyncCalls(
-            self.store, self.find, self.invoke, self, self.clock, limits, seed=1, ours=self.ours
-        )  # fmt: skip
-        await self.calls.start()
-        try:
-            yield self.calls
-        finally:
-            await self.calls.close()
-
-    def send(self, path="f", *headers, method="POST", body=b"in", query=""):
-        """A request that is on its way."""
-        exchange = FakeExchange(f"/async-function/{path}", method, [*headers], body, query)
-        self.calls(exchange)
-        return exchange
-
-    async def ask(self, *args, **kwargs):
-        """A request that was answered."""
-        exchange = self.send(*args, **kwargs)
-        await asyncio.wait_for(exchange.answered.wait(), 10)
-        return exchange
-
-    def book(self, key="f.openfaas-fn"):
-        """What the books say of a function."""
-        return next(one for one in self.calls.stats().functions if one.function == key)
-
-    async def until(self, true):
-        """Wait for what other tasks do."""
-        async with asyncio.timeout(10):
-            while not true():
-                await asyncio.sleep(0.001)
-
-    async def until_empty(self):
-        """Wait until nothing is left in the queue."""
-        await self.until(lambda: not any(one.waiting for one in self.calls.stats().functions))
-        for one in self.calls.stats().functions:
-            assert one.accepted == one.done + one.failed + one.cancelled
 
 
 @pytest.fixture
@@ -242,6 +102,7 @@ def test_what_cannot_be_queued_is_refused_with_a_sentence(world, request_, statu
         ({"calls_per_function_max": 2}, "2 calls of f.openfaas-fn wait"),
         ({"calls_max": 2}, "2 calls wait"),
         ({"bytes_max": 5}, "5 bytes together"),
+        ({"bytes_per_function_max": 5}, "those of one function 5;"),
     ],
 )
 def test_a_full_queue_says_when_to_come_back(world, limits, sentence):
@@ -259,6 +120,20 @@ def test_a_full_queue_says_when_to_come_back(world, limits, sentence):
             world.gates["f.openfaas-fn"].set()
             await world.until_empty()
             assert (await world.ask("f")).status == 202
+
+    asyncio.run(run())
+
+
+def test_one_functions_bodies_leave_room_for_others(world):
+    """A flood of one is refused at its share."""
+
+    async def run():
+        world.gates["f.openfaas-fn"] = asyncio.Event()
+        async with world.open(bytes_max=8, bytes_per_function_max=4):
+            assert [(await world.ask("f")).status for _ in range(3)] == [202, 202, 429]
+            assert (await world.ask("g")).status == 202
+            world.gates["f.openfaas-fn"].set()
+            await world.until_empty()
 
     asyncio.run(run())
 
@@ -462,7 +337,7 @@ def test_the_functions_token_stays_here(world, caplog):
 
     async def run():
         async with world.open():
-            world.script["h.openfaas-fn"] = [RuntimeError("boom")]
+            world.script["h.openfaas-fn"] = [answer(503)]
             assert (await world.ask("h", (b"authorization", b"Bearer t0k"))).status == 202
             assert (await world.ask("f", (b"authorization", b"Bearer t0k"))).status == 202
             await world.until_empty()
@@ -470,7 +345,7 @@ def test_the_functions_token_stays_here(world, caplog):
     asyncio.run(run())
     seen = {one.key: dict(one.headers).get(b"authorization") for one in world.invoked}
     assert seen == {"h.openfaas-fn": None, "f.openfaas-fn": b"Bearer t0k"}
-    assert "boom" in caplog.text
+    assert len([one for one in world.invoked if one.key == "h.openfaas-fn"]) == 2
     assert "t0k" not in caplog.text
 
 
@@ -492,11 +367,11 @@ def test_what_is_meant_for_the_control_plane_stays_here(world):
 
 
 def test_not_now_is_tried_again(world):
-    """Busy answers, and a fault of the provider's own; then the answer counts, and the callback says which."""
+    """Busy answers; then the answer counts, and the callback says which."""
 
     async def run():
         async with world.open():
-            world.script["f.openfaas-fn"] = [answer(503), RuntimeError("of ours"), answer(200, b"at last")]
+            world.script["f.openfaas-fn"] = [answer(503), answer(429), answer(200, b"at last")]
             await world.ask("f", URL)
             await world.until_empty()
 
@@ -657,6 +532,166 @@ def test_a_slow_target_holds_up_no_invocation(world):
     asyncio.run(run())
 
 
+def test_answers_that_nobody_takes_fill_their_functions_share(world):
+    """Then its next invocation waits, not another function's; and goes on when a callback has ended."""
+    gate, host = asyncio.Event(), b"http://%b.example/"
+
+    async def post(target, headers, body):
+        if target.host == "dead.example":
+            await gate.wait()
+        return Delivery(status=200)
+
+    async def run():
+        world.post = post
+        dead, well = (b"x-callback-url", host % b"dead"), (b"x-callback-url", host % b"well")
+        world.script["f.openfaas-fn"] = [answer(200, bytes(9)) for _ in range(20)]
+        async with world.open(
+            answer_max_bytes=10, answers_bytes_max=100, answers_bytes_per_function_max=50, callbacks_max=30,
+            callbacks_per_host_max=20, callbacks_per_function_max=20,
+        ):  # fmt: skip
+            await world.watch()
+            await asyncio.gather(*(world.ask("f", dead) for _ in range(20)), *(world.ask("g", well) for _ in range(20)))
+            await world.until(lambda: world.book("g.openfaas-fn").callbacks_ok == 20)
+            # 4 answers of 9 bytes leave room for one more of 10, a fifth does not.
+            await world.until(lambda: world.calls.stats().callbacks_in_flight == 5)
+            await world.until(lambda: world.calls.stats().in_flight == 0)
+            assert len([one for one in world.invoked if one.key == "f.openfaas-fn"]) == 5
+            gate.set()
+            await world.until_empty()
+            assert world.book().callbacks_ok == 20
+            seen = await world.seen()
+            assert seen["answer", "f.openfaas-fn"] <= 50
+            assert seen["answer", ""] <= 100
+
+    asyncio.run(run())
+
+
+def test_answers_that_nobody_gets_need_no_room(world):
+    """Calls without a callback run while others wait for room; a call that is cancelled makes some."""
+    gate = asyncio.Event()
+
+    async def post(target, headers, body):
+        await gate.wait()
+        return Delivery(status=200)
+
+    async def run():
+        world.post = post
+        async with world.open(answer_max_bytes=2, answers_bytes_max=2):
+            await world.ask("f", URL, (b"x-call-id", b"first"))
+            await world.until(lambda: world.calls.stats().callbacks_in_flight == 1)
+            await world.ask("f", URL, (b"x-call-id", b"given-up"))
+            await world.ask("f")
+            await world.ask("f", URL)
+            await world.ask("g")
+            await world.until(lambda: world.book("g.openfaas-fn").done == 1)
+            assert [one.key for one in world.invoked] == ["f.openfaas-fn", "g.openfaas-fn"]
+            assert (await world.ask("f/given-up", method="DELETE")).status == 202
+            await world.ask("g")
+            await world.until(lambda: world.book().done == 1)
+            assert world.book().waiting == 2
+            assert (await world.ask("f/first", method="DELETE")).status == 202
+            await world.until(lambda: len(world.invoked) == 5)
+            gate.set()
+            await world.until_empty()
+
+    asyncio.run(run())
+
+
+def test_a_cancel_at_the_very_moment_of_a_turn_keeps_no_room(world):
+    """The call has room for its answer, and its task has not begun."""
+
+    async def run():
+        loop, cancels = asyncio.get_running_loop(), []
+        async with world.open(answer_max_bytes=2, answers_bytes_max=2):
+            exchange = FakeExchange("/async-function/f", "POST", [URL, (b"x-call-id", b"a")], b"in", "")
+
+            def respond(*args, **more):
+                loop.call_soon(lambda: cancels.append(world.send("f/a", method="DELETE")))
+                FakeExchange.respond(exchange, *args, **more)
+
+            exchange.respond = respond
+            world.calls(exchange)
+            await exchange.answered.wait()
+            await world.ask("f", URL)
+            await world.until_empty()
+            assert (cancels[0].status, world.book().cancelled, world.book().done) == (202, 1, 1)
+
+    asyncio.run(run())
+    assert len(world.invoked) == 1
+
+
+def test_many_hosts_that_never_answer_leave_room_for_others(world):
+    """A name server gives one function as many as it likes: it has a share of the callbacks, too."""
+    gate = asyncio.Event()
+
+    async def post(target, headers, body):
+        if target.host.startswith("dead-"):
+            await gate.wait()
+        return Delivery(status=200)
+
+    async def run():
+        world.post = post
+        async with world.open(callbacks_max=4, callbacks_per_function_max=3, callbacks_per_host_max=2):
+            for number in range(10):
+                await world.ask("f", (b"x-callback-url", b"http://dead-%d.example/" % number))
+            await world.until(lambda: world.calls.stats().callbacks_in_flight >= 3)
+            await world.ask("g", URL)
+            await world.until(lambda: world.book("g.openfaas-fn").callbacks_ok == 1)
+            await world.until(lambda: world.calls.stats().callbacks_in_flight == 3)
+            gate.set()
+            await world.until_empty()
+
+    asyncio.run(run())
+
+
+def test_a_cancel_that_meets_an_answer_and_a_bad_disk_loses_nothing(world):
+    """The answer is on the disk, its call cannot be removed: the call goes on with the answer, and not for ever."""
+    fault = "CREATE TEMP TRIGGER t BEFORE DELETE ON call BEGIN SELECT RAISE(ABORT, 'no room'); END"
+
+    async def run():
+        async with world.open():
+            await world.store._db.do(lambda db: db.execute(fault).fetchone())
+            answered, cancels = world.store.answered, []
+
+            def met(call, kept):
+                stored = answered(call, kept)
+                cancels.append(world.send("f/mine", method="DELETE"))
+                return stored
+
+            world.store.answered = met
+            await world.ask("f", URL, (b"x-call-id", b"mine"))
+            await world.until(lambda: cancels and cancels[0].answered.is_set())
+            assert cancels[0].status == 503
+            await world.store._db.do(lambda db: db.execute("DROP TRIGGER t").fetchone())
+            await world.until_empty()
+            assert (world.book().done, world.book().callbacks_ok, world.book().cancelled) == (1, 1, 0)
+
+    asyncio.run(run())
+    assert (len(world.invoked), [one.body for one in world.posted]) == (1, [b"ok"])
+
+
+def test_a_call_whose_rows_are_gone_has_failed(world, caplog):
+    """Somebody has mended the file: that is no disk that will work again."""
+    patient = RetryRules(attempts_max=3, age_max_s=600, backoff_s=60, backoff_max_s=60)
+
+    async def run():
+        async with world.open(invocations=patient, callbacks=patient):
+            world.script["f.openfaas-fn"] = [answer(503)]
+            world.replies = [503]
+            await world.ask("f")
+            await world.ask("g", URL)
+            await world.until(lambda: world.book().retried == 1 and len(world.posted) == 1)
+            for table in ("request", "answer"):
+                await world.store._db.do(lambda db, table=table: db.execute(f"DELETE FROM {table}").fetchone())
+        async with world.open():
+            await world.until_empty()
+            lost = world.book("g.openfaas-fn")
+            assert (world.book().failed, lost.failed, lost.callbacks_failed) == (1, 1, 1)
+
+    asyncio.run(run())
+    assert caplog.text.count("the queue's file has no more of it") == 2
+
+
 def test_a_waiting_and_a_running_call_can_be_cancelled(world):
     """202 once it is off the disk; then it is unknown. The running one is given up, no callback is sent."""
 
@@ -809,3 +844,10 @@ def test_limits_that_stop_everything_are_none(field_):
     """A 0 here is a typing error."""
     with pytest.raises(ValueError, match=f"{field_} is 0"):
         AsyncLimits(**{field_: 0})
+
+
+@pytest.mark.parametrize("room", ["answers_bytes_max", "answers_bytes_per_function_max"])
+def test_an_answer_that_fits_nowhere_is_a_limit_that_stops_everything(room):
+    """No invocation would ever begin."""
+    with pytest.raises(ValueError, match="answer_max_bytes is 11, but all answers may have 10"):
+        AsyncLimits(**{"answer_max_bytes": 11, room: 10})

@@ -159,7 +159,7 @@ def post(url, allowed=LOOPBACK, says=ok, *, times=1, server_tls=None, after=None
     """Post to a listener; `{}` in the URL is its port. Gives the last delivery and the listener."""
 
     async def run():
-        callbacks = Callbacks(CallbackPolicy.parse(allowed), **more)
+        callbacks = Callbacks(CallbackPolicy.parse(allowed), connections_max=8, **more)
         async with listening(says, server_tls) as (listener, port):
             try:
                 for _ in range(times):

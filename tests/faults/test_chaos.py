@@ -28,7 +28,7 @@ Start = Callable[..., Any]
 REQUESTS = 100_000
 CLIENTS = 48
 SEED = 20240703
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """No answer takes so long, unless it never comes."""
 
 HANDLER = '''
@@ -283,7 +283,7 @@ async def reconfigure(watchdog: Any, chance: random.Random) -> None:
         while True:
             wish = {"batch_max": chance.choice([1, 2, 7, 32, 64]), "latency_target_s": chance.choice([0.01, 0.1, 1.0])}
             put = asyncio.get_running_loop().run_in_executor(
-                threads, lambda w=wish: requests.put(url, json=w, timeout=5)
+                threads, lambda w=wish: requests.put(url, json=w, timeout=20)
             )
             answer = await put
             assert answer.status_code == 200, answer.text
@@ -366,44 +366,60 @@ async def patient(port: int, body: bytes) -> bytes:
         assert status in (500, 502, 503), (status, came)  # a process died under it
 
 
-async def crowd_of_patients(port: int, until: asyncio.Event) -> int:
-    """Ask until told to stop; how many answers came, each the right one."""
-    count = 0
+class Patients:
+    """Patient clients, until they are told to stop."""
 
-    async def one(number: int) -> None:
-        nonlocal count
+    COUNT = 16
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.over = False
+        self.answers = 0
+        """That came, each the right one."""
+
+    async def run(self) -> None:
+        """All of them, to their end."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(self.COUNT):
+                tasks.create_task(self._ask(number))
+
+    async def _ask(self, number: int) -> None:
         chance = random.Random(f"{SEED}-{number}")
-        while not until.is_set():
+        while not self.over:
             body = b"%d.%d" % (number, chance.getrandbits(64))
-            assert await patient(port, body) == body[::-1]
-            count += 1
+            assert await patient(self.port, body) == body[::-1]
+            self.answers += 1
             await asyncio.sleep(0)
 
-    await asyncio.gather(*(one(number) for number in range(16)))
-    return count
+    async def more(self) -> None:
+        """Wait for more answers than a process that has just ended may have left on the way: one more has served."""
+        enough = self.answers + 2 * self.COUNT
+        async with asyncio.timeout(PATIENCE_S):
+            while self.answers < enough:
+                await asyncio.sleep(0.01)
 
 
-def killed(watchdog: Any, victims: Callable[[], list[int]], times: int) -> int:
-    """Kill a process again and again under load; how many answers came."""
-    answers = 0
+def kill_under_load(watchdog: Any, victims: Callable[[], list[int]], times: int) -> None:
+    """Kill a process again and again, each time one that has served; the last one serves, too."""
 
-    async def scenario() -> None:
-        nonlocal answers
-        over = asyncio.Event()
-        asking = asyncio.ensure_future(crowd_of_patients(watchdog.port, over))
+    async def kill(patients: Patients) -> None:
         for _ in range(times):
-            await asyncio.sleep(0.3)
+            await patients.more()
             (victim,) = victims()
             os.kill(victim, signal.SIGKILL)
             async with asyncio.timeout(PATIENCE_S):
                 while victims() in ([], [victim]):
                     await asyncio.sleep(0.01)
-        await asyncio.sleep(0.3)
-        over.set()
-        answers = await asking
+        await patients.more()
+        patients.over = True
+
+    async def scenario() -> None:
+        patients = Patients(watchdog.port)
+        async with asyncio.TaskGroup() as tasks:  # whose first failure ends the others
+            tasks.create_task(patients.run())
+            tasks.create_task(kill(patients))
 
     play(scenario)
-    return answers
 
 
 def test_workers_that_are_killed_are_replaced(start: Start) -> None:
@@ -411,11 +427,11 @@ def test_workers_that_are_killed_are_replaced(start: Start) -> None:
     watchdog = start(HANDLER)
     supervisor = psutil.Process(watchdog.process.pid)
     before = supervisor.num_fds()
-    assert killed(watchdog, watchdog.workers, 4) > 100
+    kill_under_load(watchdog, watchdog.workers, 4)
     watchdog.until_ready()
     with books_balanced(watchdog):
         play(Crowd(watchdog.port, 3000, SEED).run)
-    watchdog.until(lambda: supervisor.num_fds() == before, f"as few descriptors as {before}")
+    watchdog.until(lambda: supervisor.num_fds() <= before, f"as few descriptors as {before}")
 
 
 def test_handler_processes_that_are_killed_are_replaced(start: Start) -> None:
@@ -433,7 +449,7 @@ def test_handler_processes_that_are_killed_are_replaced(start: Start) -> None:
 
     play(Crowd(watchdog.port, 2000, SEED).run)
     with books_balanced(watchdog):
-        assert killed(watchdog, handlers, 4) > 100
+        kill_under_load(watchdog, handlers, 4)
         watchdog.until(lambda: len(handlers()) == 1, "a new handler process")
         watchdog.until_ready()
     assert watchdog.metric("infless_handler_process_restarts_total") >= 4

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,12 +38,16 @@ class BadPrometheus:
     def __init__(self) -> None:
         self.mood, self.instance, self.asked = "html", "", 0
         self.over = threading.Event()
+        self.answers: Callable[[], int] = lambda: 0
+        """How many the function has given so far."""
+        self.answers_meanwhile = 0
+        """The most that it gave while somebody waited here, in vain."""
         bad = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 bad.asked += 1
-                status, body = bad.say()
+                status, body = bad.say(self.connection)
                 with suppress(OSError):
                     self.send_response(status)
                     self.send_header("content-length", str(len(body)))
@@ -57,14 +63,17 @@ class BadPrometheus:
         self.thread = threading.Thread(target=self.server.serve_forever)
         self.thread.start()
 
-    def say(self) -> tuple[int, bytes]:
+    def say(self, asker: socket.socket) -> tuple[int, bytes]:
         """Something that is of no use."""
         if self.mood == "html":
             return 200, b"<html>log in</html>"
         if self.mood == "500":
             return 500, b"oops"
         if self.mood == "slow":
-            self.over.wait(30)
+            before = self.answers()
+            while not self.over.is_set() and not select.select([asker], [], [], 0.05)[0]:  # until it has hung up
+                pass
+            self.answers_meanwhile = max(self.answers_meanwhile, self.answers() - before)
             return 200, b""
         given = {
             "infless_instance": self.instance,
@@ -110,7 +119,6 @@ class Clients:
 
     def __init__(self, provider: ProviderProcess) -> None:
         self.statuses: list[int] = []
-        self.slowest_s = 0.0
         self._over = threading.Event()
         self._url = f"{provider.url}/function/f"
         self._thread = threading.Thread(target=self._ask)
@@ -119,9 +127,7 @@ class Clients:
     def _ask(self) -> None:
         with requests.Session() as session:
             while not self._over.is_set():
-                started_s = time.monotonic()
-                self.statuses.append(session.post(self._url, data=b"1", timeout=30).status_code)
-                self.slowest_s = max(self.slowest_s, time.monotonic() - started_s)
+                self.statuses.append(session.post(self._url, data=b"1", timeout=60).status_code)
 
     def end(self) -> None:
         """The last answer has come."""
@@ -131,7 +137,7 @@ class Clients:
 
 def gauge(provider: ProviderProcess, line: str) -> float | None:
     """A value of the provider's metrics."""
-    text = requests.get(f"{provider.url}/metrics", timeout=5).text
+    text = requests.get(f"{provider.url}/metrics", timeout=20).text
     return next((float(one.rpartition(" ")[2]) for one in text.splitlines() if one.startswith(line)), None)
 
 
@@ -157,14 +163,16 @@ def test_a_bad_prometheus_stops_nothing(provider: ProviderProcess, prometheus: B
     """Pages, errors, silence, no numbers, gone: requests are answered, execution times come from the instances."""
     deploy(provider, tmp_path / "sleep", "--prometheus", prometheus.url)
     clients = Clients(provider)
+    prometheus.answers = lambda: len(clients.statuses)
     try:
         told = f"Prometheus at {prometheus.url} answers something that is no JSON; the instances are asked themselves"
         wait_until(lambda: said(provider, told), "the page is told")
         for mood in ("500", "slow"):
             prometheus.mood, asked = mood, prometheus.asked
             wait_until(lambda asked=asked: prometheus.asked > asked, f"asked while {mood}")  # type: ignore[misc]
-        take("0.04", tmp_path / "sleep")  # a throttled core, seen without Prometheus
-        wait_until(lambda: (gauge(provider, "infless_profile_factor{") or 0) > 3, "the change is followed", 45.0)
+        wait_until(lambda: prometheus.answers_meanwhile >= 10, "requests are answered while Prometheus is waited for")
+        take("0.1", tmp_path / "sleep")  # a throttled core, seen without Prometheus
+        wait_until(lambda: (gauge(provider, "infless_profile_factor{") or 0) > 3, "the change is followed", 120.0)
         assert gauge(provider, 'infless_profile_source_up{source="prometheus"}') == 0
         assert gauge(provider, 'infless_profile_source_up{source="instances"}') == 1
         assert said(provider, "the instances are asked themselves") == 1
@@ -174,7 +182,6 @@ def test_a_bad_prometheus_stops_nothing(provider: ProviderProcess, prometheus: B
     finally:
         clients.end()
     assert set(clients.statuses) == {200}
-    assert clients.slowest_s < 1.9  # nobody waited for what a slow Prometheus is given
     assert said(provider, "Traceback") == 0
 
 
@@ -187,8 +194,8 @@ def test_a_damaged_database_stops_nothing(provider: ProviderProcess, tmp_path: P
         (tmp_path / "damaged").write_bytes(b"no database " * 1000)
         # In one step: a write that is under way just now would heal half of the file.
         (tmp_path / "damaged").replace(provider.state / "profiles.sqlite")
-        take("0.04", tmp_path / "sleep")
-        wait_until(lambda: (gauge(provider, "infless_profile_factor{") or 0) > 3, "the change is followed", 45.0)
+        take("0.1", tmp_path / "sleep")
+        wait_until(lambda: (gauge(provider, "infless_profile_factor{") or 0) > 3, "the change is followed", 120.0)
         wait_until(lambda: said(provider, "a restart will not know the corrections"), "the damage is told")
     finally:
         clients.end()

@@ -401,7 +401,7 @@ async def talk(port: int, pieces: list[bytes], expected: int) -> bytes:
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     async with asyncio.timeout(QUIET_S):
@@ -444,9 +444,10 @@ def test_tampered_requests_to_a_process(start: Start) -> None:
     assert watchdog.workers() == [worker]
     assert "Traceback" not in watchdog.log
     assert requests.get(watchdog.url + "/still", timeout=5).json()[1] == "/still"
+    watchdog.until(lambda: len(psutil.Process(worker).net_connections()) <= 3, "an end of all connections")
+    watchdog.until(lambda: watchdog.metric("http_requests_in_flight") == 0, "an end of all requests")
     received, answered = watchdog.metric("infless_requests_received_total"), watchdog.metric("http_requests_total")
     assert received == answered + watchdog.metric("infless_clients_gone_total")
-    watchdog.until(lambda: len(psutil.Process(worker).net_connections()) <= 3, "an end of all connections")
 
 
 def ask(watchdog: Any, *pieces: bytes) -> bytes:

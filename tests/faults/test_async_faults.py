@@ -42,7 +42,7 @@ from infless_provider.upstream import Upstream, UpstreamError
 from infless_watchdog.http import Edge, Limits
 
 QUEUE, FD, FUNCTION = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-SOON = RetryRules(attempts_max=50, age_max_s=60, backoff_s=0.01, backoff_max_s=0.05)
+SOON = RetryRules(attempts_max=10_000, age_max_s=600, backoff_s=0.01, backoff_max_s=0.05)
 LIMITS = AsyncLimits(
     invocations=SOON, callbacks=SOON, in_flight_max=16, in_flight_per_function_max=8, callbacks_max=8,
     disk_retry_s=0.05, close_grace_s=5,
@@ -176,9 +176,9 @@ class World:
     def kill(self) -> None:
         """As a power cut of the process."""
         self.child.send_signal(signal.SIGKILL)
-        self.child.wait(10)
+        self.child.wait(30)
 
-    def post(self, id_: str, function: str = "f", body: bytes = b"", timeout_s: float = 10) -> int:
+    def post(self, id_: str, function: str = "f", body: bytes = b"", timeout_s: float = 30) -> int:
         """One try to queue a call; 0 when the child died meanwhile."""
         headers = {"x-call-id": id_, "idempotency-key": id_, "x-callback-url": self.callback}
         try:
@@ -200,8 +200,14 @@ class World:
 
     def stats(self) -> dict[str, Any]:
         """The books of the child, summed over functions."""
-        functions = requests.get(f"{self.url}/stats", timeout=10).json()["functions"]
+        functions = requests.get(f"{self.url}/stats", timeout=30).json()["functions"]
         return {key: sum(one[key] for one in functions) for key in functions[0] if key != "function"}
+
+    def serves(self) -> bool:
+        """Whether it answers, and so has made its database."""
+        with suppress(requests.RequestException):
+            return requests.get(f"{self.url}/stats", timeout=5).ok
+        return False
 
     def until(self, true: Callable[[], Any], what: str, timeout_s: float = 60.0) -> None:
         """Wait for something to become so."""
@@ -234,6 +240,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     """A new one, with a child that runs."""
     world = World(tmp_path)
     world.start()
+    world.until(world.serves, "the first answer")
     yield world
     world.end()
 
@@ -287,7 +294,7 @@ def test_a_full_disk_refuses_and_recovers(world: World) -> None:
     gate = threading.Event()
 
     def wait(_: str) -> int:
-        gate.wait(30)
+        gate.wait(60)
         return 200
 
     world.function_says = wait
@@ -318,7 +325,7 @@ def test_sigterm_leaves_the_rest_for_the_next_start(world: World) -> None:
     gate = threading.Event()
 
     def wait(_: str) -> int:
-        gate.wait(30)
+        gate.wait(60)
         return 200
 
     world.function_says = wait
@@ -328,7 +335,7 @@ def test_sigterm_leaves_the_rest_for_the_next_start(world: World) -> None:
     world.until(lambda: sum(world.invoked.values()) == 8, "as many invocations as one function may have")
     world.child.send_signal(signal.SIGTERM)
     gate.set()
-    assert world.child.wait(20) == 0
+    assert world.child.wait(60) == 0
     books = world.books_on_disk()
     assert (books["accepted"], books["failed"]) == (30, 0)
     assert books["waiting"] + books["done"] == 30

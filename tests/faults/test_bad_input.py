@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import socket
 import time
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from provider_process import ECHO, ProviderProcess, infless, processes_of, wait_until
+from provider_process import ECHO, ProviderProcess, infless, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -24,6 +25,14 @@ def predict(batch):
     return [ValueError("not mine") if item == "mine?" else item for item in batch]
 """
 AT_SERVICE = "import os\nif 'listen_fds' in os.environ:\n    raise RuntimeError('no weights here')\n" + ECHO
+HELD = """import os, time
+def predict(batch):
+    for item in batch:
+        open(item + ".begun", "w").close()
+        while not os.path.exists(item):
+            time.sleep(0.005)
+    return batch
+"""
 SLOW = "import time\ndef predict(batch):\n    time.sleep(max(batch))\n    return batch\n"
 
 
@@ -131,8 +140,11 @@ class TestDeployments:
         provider.build("advised", TIMED)
         told = refused(
             provider.put("POST", "advised", labels={"com.infless.latency.target": "5ms"}),
-            422, "com.infless.latency.target: 5ms cannot be met", "its fastest configuration (b=", "takes 2",
+            422, "com.infless.latency.target: 5ms cannot be met", "its fastest configuration (b=",
         )  # fmt: skip
+        took_ms = re.search(r"takes ([0-9.]+)ms", told)
+        assert took_ms, told
+        assert float(took_ms[1]) >= 20
         nearest = told.strip().rpartition("the nearest feasible target is ")[2]
         answer = provider.put("POST", "advised", labels={"com.infless.latency.target": nearest})
         assert answer.status_code == 202, answer.text
@@ -167,7 +179,7 @@ class TestDeployments:
 
 def raw(provider, head):
     """Send a head alone, and read the answer."""
-    with socket.create_connection(("127.0.0.1", provider.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", provider.port), timeout=30) as sock:
         sock.sendall(head.encode())
         return sock.recv(65536).decode()
 
@@ -227,13 +239,15 @@ class TestRequests:
         provider.deploy("small", envVars={"body_max_bytes": "100"})
         refused(provider.invoke("small", b'"' + b"x" * 200 + b'"'), 413, "larger than the allowed 100 bytes")
 
-    def test_too_many_at_once(self, provider):
+    def test_too_many_at_once(self, provider, tmp_path):
         """429 above the function's own limit; those within it are answered."""
-        provider.deploy("narrow", SLOW, envVars={"max_inflight": "1"})
+        provider.deploy("narrow", HELD, envVars={"max_inflight": "1"})
+        gate = tmp_path / "gate"
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(provider.invoke, "narrow", b"0.5")
-            time.sleep(0.2)
-            refused(provider.invoke("narrow", b"0"), 429, "max_inflight")
+            first = pool.submit(provider.invoke, "narrow", json.dumps(str(gate)))
+            wait_until((tmp_path / "gate.begun").exists, "it is asked")
+            refused(provider.invoke("narrow", json.dumps(str(tmp_path / "other"))), 429, "max_inflight")
+            gate.touch()
             assert first.result().status_code == 200
 
     def test_an_answer_that_takes_too_long(self, provider):
@@ -241,7 +255,7 @@ class TestRequests:
         provider.deploy("late", SLOW, envVars={"exec_timeout": "300ms"})
         begun_s = time.monotonic()
         refused(provider.invoke("late", b"30"), 504, "exec_timeout")
-        assert time.monotonic() - begun_s < 5
+        assert time.monotonic() - begun_s < 25
 
     def test_a_function_that_cannot_start(self, provider):
         """503, without its last words, at once and not after a minute; removing it works."""
@@ -293,7 +307,7 @@ class TestFullDisk:
     @pytest.fixture
     def full(self, provider):
         """A limit on the worker, lifted afterwards."""
-        (worker,) = [p for p in processes_of(provider.root) if p.ppid() == provider.process.pid]
+        worker = provider.worker
         before = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
         yield provider
         resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, before)
@@ -316,7 +330,7 @@ class TestFullDisk:
     def test_a_function_that_dies_meanwhile_comes_back(self, provider):
         """It cannot be started without being kept; it is, once there is room again."""
         provider.deploy("mortal")
-        (worker,) = [p for p in processes_of(provider.root) if p.ppid() == provider.process.pid]
+        worker = provider.worker
         (pid,) = provider.pids("mortal")
         before = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
         try:

@@ -242,8 +242,8 @@ class Provider:
         await fleet.close()
         await self._backend.close()
         self._control.close()
-        self._edge.close()
         self._views.close()
+        self._edge.close()
         self._state.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,6 +41,22 @@ def parse_limits(texts: Iterable[str]) -> dict[str, int]:
         if not re.fullmatch("[1-9][0-9]{0,8}", number):
             raise InvalidInput(f"--limit: {text!r}: write a whole number above 0, as in {name}=5000")
         found[LIMITS[name]] = int(number)
+    return found
+
+
+def _bytes(text: str, option: str, most_bytes: float = math.inf) -> int:
+    found = parse_memory_bytes(text, option)
+    if not found:
+        raise InvalidInput(f"{option}: 0 would refuse everything; write more")
+    if found > most_bytes:
+        raise InvalidInput(f"{option}: {text} is more than a function has room for in the queue, {most_bytes} bytes")
+    return found
+
+
+def _seconds(text: str, option: str) -> float:
+    found = parse_duration_s(text, option)
+    if not found:
+        raise InvalidInput(f"{option}: 0 would refuse everything; write more")
     return found
 
 
@@ -104,6 +121,7 @@ def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     SIGTERM ends the provider alone: its instances go on, and the next `infless up` finds them.
     """
     from infless_profiler.prometheus import check_url
+    from infless_provider.async_policy import AsyncLimits
     from infless_provider.callback_policy import CallbackPolicy
     from infless_provider.up import run
     from infless_scheduler.planner import SOLVERS
@@ -113,14 +131,7 @@ def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     if (tls_cert is None) != (tls_key is None):
         raise InvalidInput("--tls-cert and --tls-key: give both or none")
     CallbackPolicy.parse(callbacks_allow)
-    body_max_bytes = parse_memory_bytes(body_max, "--body-max")
-    queued_body_max_bytes = parse_memory_bytes(queued_body_max, "--queued-body-max")
-    invoke_timeout_s = parse_duration_s(invoke_timeout, "--invoke-timeout")
-    start_timeout_s = parse_duration_s(start_timeout, "--start-timeout")
-    if not all((body_max_bytes, queued_body_max_bytes, invoke_timeout_s, start_timeout_s)):
-        raise InvalidInput(
-            "--body-max, --queued-body-max, --invoke-timeout and --start-timeout: 0 would refuse everything; write more"
-        )
+    queue_bytes = AsyncLimits().bytes_per_function_max
     run(
         Settings(
             state_dir=(state_dir or default_state_dir()).resolve(),
@@ -136,10 +147,10 @@ def up_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             tls_certificate=tls_cert,
             tls_key=tls_key,
             callbacks_allowed=callbacks_allow,
-            body_max_bytes=body_max_bytes,
-            async_body_max_bytes=queued_body_max_bytes,
-            invoke_timeout_s=invoke_timeout_s,
-            start_timeout_s=start_timeout_s,
+            body_max_bytes=_bytes(body_max, "--body-max"),
+            async_body_max_bytes=_bytes(queued_body_max, "--queued-body-max", queue_bytes),
+            invoke_timeout_s=_seconds(invoke_timeout, "--invoke-timeout"),
+            start_timeout_s=_seconds(start_timeout, "--start-timeout"),
             solver=solver,
             prometheus_url=check_url(prometheus, "--prometheus") if prometheus else "",
             **parse_limits(limit),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from hurried_clock import HurriedLoop, forward
 
 from infless_watchdog.batcher import Batcher
 from infless_watchdog.batching import BatchPolicy
@@ -50,7 +51,7 @@ class Bench:
         )
 
     def _counted(self, items: list[Any]) -> Any:
-        assert self.gate.wait(5)
+        assert self.gate.wait(30)
         self.threads.add(threading.current_thread().name)
         self.sizes.append(len(items))
         return self._predict(items)
@@ -74,7 +75,7 @@ class Bench:
 
     async def until(self, count: int) -> None:
         """Wait for that many answers."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.answers) < count:
                 await asyncio.sleep(0.001)
 
@@ -98,7 +99,8 @@ def bench(
         made.gate.set()
         made.batcher.close()
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+        runner.run(run())
     return made
 
 
@@ -249,7 +251,9 @@ def test_a_hanging_handler_is_given_up() -> None:
     """Its batch gets 504, who waits gets 503, and somebody is told to replace the process."""
 
     async def scenario(made: Bench) -> None:
-        await held(made, [1, 2])
+        await held(made, [])
+        for item in (1, 2):
+            made.submit(item, waited_s=-30.0)  # not overdue themselves
         await made.until(3)
 
     made = bench(scenario, exec_timeout_s=0.02)
@@ -264,6 +268,7 @@ def test_who_waited_longer_than_exec_timeout_is_not_run() -> None:
         await held(made, [])
         made.submit(1, waited_s=60.0)
         made.submit(2)
+        await forward(1.0)
         await made.until(1)
         made.gate.set()
         await made.until(3)
@@ -379,7 +384,7 @@ def test_several_runs_at_once_where_the_model_allows_it() -> None:
             made.submit(item)
         await made.until(3)
 
-    barrier = threading.Barrier(3, timeout=5)
+    barrier = threading.Barrier(3, timeout=30)
 
     def together(items: list[int]) -> list[int]:
         barrier.wait()
@@ -429,19 +434,21 @@ def test_a_batch_that_does_not_fit_into_memory_is_not_tried_again() -> None:
 
 def test_a_process_that_hangs_is_interrupted() -> None:
     """Its model raises; who waits is served, and the worker stays."""
-    interrupted = threading.Event()
+    interrupted, queued = threading.Event(), threading.Event()
 
     async def scenario(made: Bench) -> None:
         made.submit("slow")
-        await asyncio.sleep(0.005)
-        made.submit(2)
+        await asyncio.to_thread(interrupted.wait, 30)
+        made.submit(2, waited_s=-30.0)  # not overdue itself
+        queued.set()
         await made.until(2)
 
     def predict(items: list[Any]) -> list[Any]:
         if "slow" in items:
-            assert interrupted.wait(5)
+            assert interrupted.wait(30)
+            assert queued.wait(30)
             raise ItemError(504, "too slow")
         return items
 
-    made = bench(scenario, predict, exec_timeout_s=0.02, interrupt=interrupted.set)
+    made = bench(scenario, predict, batch_max=1, exec_timeout_s=0.3, interrupt=interrupted.set)
     assert (made.answers["slow"].status, made.answers[2], made.hangs) == (504, 2, 0)

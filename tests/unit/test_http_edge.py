@@ -7,10 +7,11 @@ import contextlib
 import re
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvloop
+from hurried_clock import HurriedView
 
 from infless_watchdog.body_stream import BodyStream, StreamedExchange
 from infless_watchdog.http import BodyLostError, Connection, Edge, Exchange, Limits
@@ -36,12 +37,12 @@ class Client:
 
     async def rest(self) -> bytes:
         """Everything until the server closes."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await self._reader.read(-1)
 
     async def answer(self) -> tuple[bytes, bytes]:
         """One answer with a content length: head and body."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             head = await self._reader.readuntil(b"\r\n\r\n")
             match = re.search(rb"content-length: (\d+)", head)
             return head, await self._reader.readexactly(int(match[1]) if match else 0)
@@ -63,6 +64,20 @@ class Site:
         self.port = 0
         self.failures: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
+        self.read: list[Exchange] = []
+        self.clock: HurriedView
+
+    async def listen(self, sock: socket.socket) -> None:
+        """Serve, by a clock that can be put forward."""
+        await self.edge.listen(sock)
+        self.clock = HurriedView(self.edge.loop)
+        self.edge.loop = cast(asyncio.AbstractEventLoop, self.clock)
+
+    async def forward(self, seconds: float) -> None:
+        """Put the edge's clock forward; returns when it has looked for whom that makes late."""
+        self.clock.ahead_s += seconds
+        now_s = self.clock.time()
+        await self.until(lambda: self.edge.now_s >= now_s)
 
     def refused(self, exchange: Exchange) -> None:
         """Kept for the test to see."""
@@ -83,6 +98,7 @@ class Site:
             case "/fault":
                 raise ZeroDivisionError
             case "/s/read":
+                self.read.append(exchange)
                 self.tasks.append(asyncio.ensure_future(self._read(exchange)))
             case "/s/early":
                 exchange.respond(403, b"no")
@@ -120,7 +136,7 @@ class Site:
 
     async def until(self, true: Callable[[], object]) -> None:
         """Wait for something to become so."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not true():
                 await asyncio.sleep(0.001)
 
@@ -141,7 +157,7 @@ def run(request: pytest.FixtureRequest) -> Run:
         async def play() -> None:
             sock = socket.create_server(("127.0.0.1", 0))
             site.port = sock.getsockname()[1]
-            await site.edge.listen(sock)
+            await site.listen(sock)
             try:
                 await scenario(site)
             finally:
@@ -520,9 +536,9 @@ def test_a_client_that_reads_slowly_gets_all(run: Run) -> None:
             await loop.sock_sendall(client, b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
             while got < BIG:
                 got += len(await loop.sock_recv(client, 500_000))
-                await asyncio.sleep(0.02)
+                await site.forward(20)
 
-    run(scenario, write_timeout_s=0.1)
+    run(scenario, write_timeout_s=100)
 
 
 # what is not HTTP ----------------------------------------------------------------------------------------------------
@@ -781,9 +797,8 @@ CHUNKED = b"POST /s/read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r
 NEVER = STREAMED.replace(b"read", b"never")
 
 
-def stream_of(site: Site) -> BodyStream:
-    """The body that the application has not touched."""
-    exchange = site.pending[0]
+def stream_of(exchange: Exchange) -> BodyStream:
+    """Its body, as it comes."""
     assert isinstance(exchange, StreamedExchange)
     return exchange.body_stream
 
@@ -795,7 +810,7 @@ def test_the_application_is_called_when_the_head_is_there(run: Run) -> None:
         async with site.client() as client:
             await client.send(NEVER % 6, b"abc")
             await site.until(lambda: site.pending)
-            stream = stream_of(site)
+            stream = stream_of(site.pending[0])
             assert (await anext(stream), stream.left_bytes) == (b"abc", 3)
             await client.send(b"def" + LAST)
             assert await anext(stream) == b"def"
@@ -848,11 +863,11 @@ def test_a_slow_reader_holds_back_the_client(run: Run) -> None:
     async def scenario(site: Site) -> None:
         async with site.client() as client:
             sending = asyncio.ensure_future(client.send(NEVER % (4 * BIG), *[bytes(BIG)] * 4))
-            await site.until(lambda: site.pending and stream_of(site).full)
+            await site.until(lambda: site.pending and stream_of(site.pending[0]).full)
             (connection,) = site.edge.connections
             await site.until(lambda: not connection._transport.is_reading())  # type: ignore[union-attr]
-            assert stream_of(site).received_bytes < 1024 * 1024
-            assert sum([len(piece) async for piece in stream_of(site)]) == 4 * BIG
+            assert stream_of(site.pending[0]).received_bytes < 1024 * 1024
+            assert sum([len(piece) async for piece in stream_of(site.pending[0])]) == 4 * BIG
             site.pending[0].respond(200, b"")
             await client.answer()
             await sending
@@ -869,7 +884,7 @@ def test_go_on_is_said_when_somebody_wants_the_body(run: Run, framing: bytes) ->
         async with site.client() as client:
             await client.send(head)
             await site.until(lambda: site.pending)
-            reading = asyncio.ensure_future(anext(stream_of(site)))
+            reading = asyncio.ensure_future(anext(stream_of(site.pending[0])))
             assert (await client.answer())[0] == b"HTTP/1.1 100 Continue\r\n\r\n"
             await client.send(b"4\r\nabcd\r\n0\r\n\r\n" if b"chunked" in framing else b"abcd")
             assert await reading == b"abcd"
@@ -956,7 +971,7 @@ def test_rules_are_broken_behind_the_start_of_an_answer(run: Run) -> None:
             with contextlib.suppress(ConnectionResetError):
                 assert not (await client.rest()).endswith(b"0\r\n\r\n")
             with pytest.raises(BodyLostError, match="not a valid"):
-                await anext(stream_of(site))
+                await anext(stream_of(site.pending[0]))
 
     run(scenario)
 
@@ -966,13 +981,16 @@ def test_a_streamed_body_may_take_long(run: Run) -> None:
 
     async def scenario(site: Site) -> None:
         async with site.client() as client:
-            await client.send(STREAMED % 8000)
-            for _ in range(8):
-                await client.send(bytes(1000))
-                await asyncio.sleep(0.02)
+            await client.send(STREAMED % 80_000)
+            await site.until(lambda: site.read)
+            stream = stream_of(site.read[0])
+            for sent_bytes in range(10_000, 90_000, 10_000):
+                await client.send(bytes(10_000))
+                await site.until(lambda sent=sent_bytes: stream.received_bytes == sent)
+                await site.forward(20)
             assert (await client.answer())[0].startswith(b"HTTP/1.1 200 ")
 
-    assert run(scenario, read_timeout_s=0.04).refusals == []
+    assert run(scenario, read_timeout_s=39).refusals == []
 
 
 @pytest.mark.parametrize("drip", [b"", b"a"], ids=["nothing", "a byte now and then"])
@@ -998,15 +1016,16 @@ def test_a_client_that_we_hold_back_is_not_late(run: Run) -> None:
     async def scenario(site: Site) -> None:
         async with site.client() as client, site.client() as polite:
             sending = asyncio.ensure_future(client.send(NEVER % BIG, bytes(BIG)))
-            await site.until(lambda: site.pending and stream_of(site).full)
+            await site.until(lambda: site.pending and stream_of(site.pending[0]).full)
             await polite.send((NEVER % 9).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
             await site.until(lambda: len(site.pending) == 2)
-            await asyncio.sleep(0.1)
+            for _ in range(5):
+                await site.forward(61)
             assert site.refusals == []
-            assert sum([len(piece) async for piece in stream_of(site)]) == BIG
+            assert sum([len(piece) async for piece in stream_of(site.pending[0])]) == BIG
             await sending
 
-    run(scenario, read_timeout_s=0.02)
+    run(scenario, read_timeout_s=60)
 
 
 def test_a_client_that_leaves_its_body_is_noticed(run: Run) -> None:
@@ -1024,7 +1043,7 @@ def test_a_client_that_leaves_its_body_is_noticed(run: Run) -> None:
             client.leave()
             await site.until(lambda: site.gone)
         with pytest.raises(BodyLostError, match="left"):
-            await anext(stream_of(site))
+            await anext(stream_of(site.pending[0]))
 
     assert run(scenario).failures == ["the client left before its request was whole"]
 

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from hurried_clock import HurriedLoop, forward
 
 from infless_provider.upstream import Broken, HalfSent, NotSent, Reply, TimedOut, Upstream, encode_head
 
@@ -66,13 +66,21 @@ async def post(client: Upstream, body: bytes = b"x", timeout_s: float = 5.0) -> 
 
 
 def with_peer(peer: Peer, use: Callable[[Upstream], Awaitable[Any]]) -> Any:
-    """What `use` returns with a client of `peer`."""
+    """What `use` returns with a client of `peer`; it may put the clock `forward`."""
 
     async def run() -> Any:
         async with served(peer) as client:
             return await use(client)
 
-    return asyncio.run(run())
+    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+        return runner.run(run())
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Wait for something to become so."""
+    async with asyncio.timeout(30):
+        while not true():
+            await asyncio.sleep(0.001)
 
 
 def test_an_answer_in_one_piece_is_complete_at_once() -> None:
@@ -290,7 +298,7 @@ def test_a_closed_client_sends_nothing() -> None:
 def test_a_connection_closed_while_idle_is_replaced_unseen() -> None:
     """The end that the kernel knows of and the loop does not is noticed before anything is written."""
     listener = socket.create_server(("127.0.0.1", 0))
-    answered = threading.Semaphore(0)
+    answered, closed = threading.Semaphore(0), threading.Semaphore(0)
 
     def peer() -> None:
         for _ in range(3):
@@ -298,7 +306,8 @@ def test_a_connection_closed_while_idle_is_replaced_unseen() -> None:
             with connection:
                 connection.recv(1000)
                 connection.sendall(OK)
-                answered.acquire(timeout=5)
+                answered.acquire(timeout=30)
+            closed.release()
 
     async def run() -> None:
         client = Upstream("127.0.0.1", listener.getsockname()[1])
@@ -306,7 +315,7 @@ def test_a_connection_closed_while_idle_is_replaced_unseen() -> None:
             assert (await post(client)).body == b"hello"
             assert client.idle == 1
             answered.release()
-            time.sleep(0.01)  # the loop stands still while the peer closes
+            assert closed.acquire(timeout=30)  # the loop stands still while the peer closes
         await client.close()
 
     thread = threading.Thread(target=peer)
@@ -338,9 +347,15 @@ def test_a_reused_connection_that_closes_after_the_request_is_broken_and_sent_on
 def test_a_late_answer_times_out(pieces: tuple[bytes, ...]) -> None:
     """The time runs until the last byte; a late connection is cut and not used again."""
 
+    async def whole(client: Upstream) -> bytes:
+        return await (await post(client, timeout_s=30)).read()
+
     async def use(client: Upstream) -> None:
-        with pytest.raises(TimedOut, match=r"within 0\.0"):
-            await (await post(client, timeout_s=0.03)).read()
+        asking = asyncio.ensure_future(whole(client))
+        await until(lambda: client.connections)
+        await forward(31)
+        with pytest.raises(TimedOut, match=r"within (30|29\.\d+) s"):
+            await asking
         assert (client.idle, len(client.connections)) == (0, 0)
 
     with_peer(replying(*pieces), use)
@@ -583,18 +598,18 @@ def test_what_flows_may_last() -> None:
 
     async def slowly() -> AsyncIterator[bytes]:
         for _ in range(6):
-            await asyncio.sleep(0.02)
+            await forward(20)
             yield b"x"
 
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"0\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n")
         for _ in range(6):
-            await asyncio.sleep(0.02)
+            await forward(20)
             writer.write(b"y")
 
     async def use(client: Upstream) -> None:
-        reply = await client.request("POST", "/", [], slowly(), timeout_s=0.06, silence_s=0.06)
+        reply = await client.request("POST", "/", [], slowly(), timeout_s=60, silence_s=60)
         assert await reply.read() == b"yyyyyy"
 
     with_peer(peer, use)
@@ -604,9 +619,11 @@ def test_a_peer_that_falls_silent_is_cut() -> None:
     """In the middle of its answer."""
 
     async def use(client: Upstream) -> None:
-        reply = await client.request("GET", "/", [], b"", timeout_s=0.1, silence_s=0.1)
+        reply = await client.request("GET", "/", [], b"", timeout_s=60, silence_s=60)
+        reading = asyncio.ensure_future(reply.read())
+        await forward(61)
         with pytest.raises(TimedOut, match="was silent for"):
-            await reply.read()
+            await reading
         assert len(client.connections) == 0
 
     with_peer(replying(OK[:-2]), use)
@@ -623,8 +640,14 @@ def test_a_peer_that_takes_nothing_is_cut() -> None:
 
     async def use(client: Upstream) -> None:
         source = pieces(*[bytes(1024 * 1024)] * 64)
+        asking = asyncio.ensure_future(
+            client.request("POST", "/", [], source, timeout_s=90, silence_s=60, content_length=size)
+        )
+        await until(lambda: any(connection._writable is not None for connection in client.connections))
+        while not asking.done():  # what the kernel still takes counts as progress
+            await forward(61)
         with pytest.raises(TimedOut):
-            await client.request("POST", "/", [], source, timeout_s=0.2, silence_s=0.1, content_length=size)
+            await asking
         over.set()
         assert len(client.connections) == 0
 
@@ -637,8 +660,10 @@ def test_a_peer_that_we_do_not_read_from_is_not_silent() -> None:
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (size, bytes(size))
 
     async def use(client: Upstream) -> None:
-        reply = await client.request("GET", "/", [], b"", timeout_s=0.1, silence_s=0.1)
-        await asyncio.sleep(0.4)
+        reply = await client.request("GET", "/", [], b"", timeout_s=60, silence_s=60)
+        await until(lambda: all(connection._paused for connection in client.connections))
+        for _ in range(4):
+            await forward(61)
         assert sum([len(piece) async for piece in reply.chunks()]) == size
 
     with_peer(replying(answer), use)
@@ -655,7 +680,7 @@ def test_sending_at_once() -> None:
         data = encode_head("GET", "/", [(b"host", b"h")]) + b"\r\n"
 
         def send() -> Reply | None:
-            return client.send_now(data, head_only=False, timeout_s=0.05, silence_s=0.05, told=told.append)
+            return client.send_now(data, head_only=False, timeout_s=30, silence_s=30, told=told.append)
 
         assert send() is None
         await post(client)
@@ -696,15 +721,22 @@ def test_late_answers_are_each_found() -> None:
         await reader.read(-1)
 
     async def use(client: Upstream) -> None:
-        async def late(timeout_s: float) -> float:
-            start_s = time.monotonic()
+        async def late(place: int, timeout_s: float) -> None:
             with pytest.raises(TimedOut):
                 await post(client, timeout_s=timeout_s)
-            return time.monotonic() - start_s
+            ended.add(place)
 
-        waits = (0.3, 0.1, 0.2, 0.1)
-        took = await asyncio.gather(*map(late, waits))
-        assert all(wait - 0.01 < one < wait + 0.1 for wait, one in zip(waits, took, strict=True)), took
+        ended: set[int] = set()
+        waits_s = (3000, 1000, 2000, 1000)
+        asking = [asyncio.ensure_future(late(*one)) for one in enumerate(waits_s)]
+        await until(lambda: len(client.connections) == len(waits_s))
+        await forward(900)
+        assert ended == set()
+        for seconds, gone in ((200, {1, 3}), (1000, {1, 3, 2}), (1000, {1, 3, 2, 0})):
+            await forward(seconds)
+            await until(lambda gone=gone: len(ended) >= len(gone))
+            assert ended == gone
+        await asyncio.gather(*asking)
         assert (len(client.connections), client.wakes_s) == (0, float("inf"))
 
     with_peer(peer, use)

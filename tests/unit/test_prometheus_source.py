@@ -34,7 +34,7 @@ def served(
             if asked is not None:
                 asked.append(self.path)
             if wait is not None:
-                wait.wait(10)
+                wait.wait(60)
             self.send_response(status)
             self.send_header("content-length", str(len(answer)))
             self.end_headers()
@@ -198,7 +198,7 @@ class TestInstances:
         wait = threading.Event() if bad == "slow" else None
         with served(text, 500 if bad == "status" else 200, wait=wait) as port, served(real_text()) as good:
             bad_port = 1 if bad == "dead" else port
-            found = InstanceSource(timeout_s=0.2).read([target(bad_port, "bad"), target(good, "good")])
+            found = InstanceSource(timeout_s=2.0).read([target(bad_port, "bad"), target(good, "good")])
             assert [one.series.instance for one in found] == ["good"]
             with pytest.raises(BackendError, match=r"none of 1 instance\(s\) can be read: .*metrics of bad: "):
                 InstanceSource(timeout_s=0.2).read([target(bad_port, "bad")])
@@ -220,8 +220,8 @@ class TestInstances:
 
             thread = threading.Thread(target=trickle)
             thread.start()
-            with pytest.raises(BackendError, match=r"not whole within 0\.2 s"):
-                InstanceSource(timeout_s=0.2).read([target(listener.getsockname()[1])])
+            with pytest.raises(BackendError, match=r"not whole within 1 s|timed out"):
+                InstanceSource(timeout_s=1.0).read([target(listener.getsockname()[1])])
             over.set()
             thread.join()
 

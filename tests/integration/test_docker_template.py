@@ -8,6 +8,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,16 @@ TEMPLATE = Path(__file__).parents[2] / "templates/infless-python"
 BASE_IMAGE = "INFLESS_TEST_BASE_IMAGE"
 
 
+def done(*words: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
+    """One docker command to its good end; its words and errors when it fails."""
+    ended = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert ended.returncode == 0, f"docker {' '.join(words)}:\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
+    return ended
+
+
 def docker(*words: str, timeout_s: float = 600.0) -> str:
-    """One docker command; its words and errors when it fails."""
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=timeout_s, check=False)
-    assert done.returncode == 0, f"docker {' '.join(words)}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    return done.stdout.strip()
+    """What one docker command prints."""
+    return done(*words, timeout_s=timeout_s).stdout.strip()
 
 
 def missing() -> str | None:
@@ -68,10 +74,15 @@ def container(image: str) -> Iterator[str]:
     docker("rm", "--force", "--volumes", name)
 
 
-def build(context: Path, name: str, **arguments: str) -> None:
-    """As `faas-cli build --build-arg BASE_IMAGE=...` does."""
+INSTALLERS = ("Reading package lists", "Collecting ", "Requirement already satisfied", "Successfully installed")
+"""What apt and pip say while they run."""
+
+
+def build(context: Path, name: str, **arguments: str) -> str:
+    """As `faas-cli build --build-arg BASE_IMAGE=...` does; gives what the builder and what it ran have said."""
     words = [f"--build-arg={key}={value}" for key, value in {"BASE_IMAGE": os.environ[BASE_IMAGE], **arguments}.items()]
-    docker("build", "--quiet", "--force-rm", "--tag", name, *words, str(context))
+    built = done("build", "--force-rm", "--tag", name, *words, str(context))
+    return built.stdout + built.stderr  # BuildKit's words go to the latter
 
 
 @pytest.fixture
@@ -90,13 +101,12 @@ def url(container: str, port: int = 8080) -> str:
 
 def until_ready(container: str) -> None:
     """Wait until it serves."""
-    ends_s = time.monotonic() + 30
+    ends_s = time.monotonic() + 60
     while time.monotonic() < ends_s:
-        try:
-            if requests.get(f"{url(container)}/_/ready", timeout=2).status_code == 200:
+        with suppress(requests.RequestException):
+            if requests.get(f"{url(container)}/_/ready", timeout=5).status_code == 200:
                 return
-        except requests.ConnectionError:
-            time.sleep(0.1)
+        time.sleep(0.1)
     raise AssertionError(f"not ready:\n{docker('logs', container)}")
 
 
@@ -116,18 +126,16 @@ def test_it_is_not_root(container: str) -> None:
 
 def test_the_health_check_works(container: str) -> None:
     """Docker's own word for it."""
-    ends_s = time.monotonic() + 20
+    ends_s = time.monotonic() + 60
     while (health := docker("inspect", "--format", "{{.State.Health.Status}}", container)) != "healthy":
         assert time.monotonic() < ends_s, health
         time.sleep(0.2)
 
 
 def test_docker_stop_drains(container: str) -> None:
-    """Exit code 0, long before Docker would kill."""
+    """Exit code 0: it has ended by itself, and Docker had not to kill it."""
     until_ready(container)
-    started_s = time.monotonic()
-    docker("stop", "--time", "10", container)
-    assert time.monotonic() - started_s < 8
+    docker("stop", "--time", "30", container)
     assert docker("inspect", "--format", "{{.State.ExitCode}}", container) == "0"
 
 
@@ -143,13 +151,12 @@ def test_a_handler_that_cannot_be_loaded_ends_the_container(image: str) -> None:
         docker("rm", "--force", name)
 
 
-def test_a_changed_handler_is_rebuilt_in_seconds(context: Path, image: str) -> None:
-    """The packages' layers are kept: they do not depend on the function's code."""
+def test_a_changed_handler_is_rebuilt_without_its_packages(context: Path, image: str) -> None:
+    """Their layers are kept, as they do not depend on the function's code: neither apt nor pip has anything to say."""
     handler = context / "function" / "handler.py"
     handler.write_text(f"{handler.read_text()}\n# {uuid.uuid4()}\n")
-    started_s = time.monotonic()
-    build(context, image)
-    assert time.monotonic() - started_s < 5
+    said = build(context, image)
+    assert not [word for word in INSTALLERS if word in said], said
     assert "#" in docker("run", "--rm", image, "tail", "-1", "function/handler.py")
 
 

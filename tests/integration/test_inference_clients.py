@@ -673,6 +673,8 @@ def test_sigterm_drains_grpc_too(tmp_path: Path, over_grpc: Client) -> None:
             served.until("http_requests_in_flight", 8)
             served.process.terminate()
             wait_until(lambda: not served.listens(), "it takes no more")
+            with pytest.raises(subprocess.TimeoutExpired):
+                served.process.wait(1)
         assert [error for _, error in (came.get(timeout=30) for _ in range(8))] == [None] * 8
     finally:
         served.end()

@@ -21,7 +21,8 @@ from provider_process import ROOT, ProviderProcess, free_port, wait_until
 
 pytestmark = pytest.mark.integration
 PROMETHEUS = shutil.which("prometheus")
-EXEC_S = 0.02
+EXEC_S = 0.05
+"""Long beside what a busy machine adds to it."""
 HANDLER = f"""
 import time
 def example(): return 1
@@ -122,9 +123,14 @@ def falsify(profiles: Path, factor: float) -> None:
 
 
 def healed(provider: ProviderProcess, factor: float) -> bool:
-    """Every point of the profile is within a fifth of the truth, the margin aside."""
+    """Every point of the profile is near the truth, the margin aside: far nearer than it was, by `WRONG`."""
     told = samples(provider, "infless_profile_factor")
-    return bool(told) and all(0.8 < value / factor < 1.2 for _, value in told)
+    return bool(told) and all(0.67 < value / factor < 1.5 for _, value in told)
+
+
+def believes_the_truth(provider: ProviderProcess) -> bool:
+    """Every time that is planned with is near the truth, with a margin; a wrong profile's are beyond these bounds."""
+    return all(0.8 * EXEC_S < exec_s < 2.5 * EXEC_S for exec_s in planned_s(provider, "sleepy").values())
 
 
 def events(provider: ProviderProcess) -> list[dict[str, Any]]:
@@ -137,16 +143,17 @@ def heal(fresh: ProviderProcess, factor: float, *options: str) -> float:
     falsify(fresh.state / "profiles.sqlite", 1 / factor)
     fresh.start(*options)
     fresh.ready("sleepy")
+    assert not believes_the_truth(fresh)
     started_s = time.monotonic()
     with traffic(fresh, "sleepy") as statuses:
         wait_until(lambda: healed(fresh, factor), "the profile has healed", timeout_s=60.0)
         took_s = time.monotonic() - started_s
         wait_until(lambda: events(fresh), "a drift is told", timeout_s=60.0)
+        wait_until(lambda: believes_the_truth(fresh), "the planner believes it", timeout_s=60.0)
     assert statuses
     assert set(statuses) == {200}
     assert "times as long as expected" in events(fresh)[0]["why"]
     assert sum(value for _, value in samples(fresh, "infless_profile_drift_total")) >= 1
-    assert all(EXEC_S < exec_s < EXEC_S * 1.6 for exec_s in planned_s(fresh, "sleepy").values())
     return took_s
 
 
@@ -168,7 +175,7 @@ def test_heals_by_the_instances_alone(timed: ProviderProcess, factor: float) -> 
     timed.stop(signal.SIGINT)
     timed.start("--cpu-cores", "1")
     wait_until(lambda: samples(timed, "infless_profile_factor"), "the profile is told")
-    assert all(EXEC_S < exec_s < EXEC_S * 1.6 for exec_s in planned_s(timed, "sleepy").values())
+    assert believes_the_truth(timed)
 
 
 @pytest.mark.skipif(PROMETHEUS is None, reason="needs the program prometheus (Debian package of that name)")

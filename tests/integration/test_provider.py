@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -349,6 +350,8 @@ class TestLife:
                 wait_until(lambda: books.in_flight(fresh, "held") == 1, "the request has come")
                 fresh.process.send_signal(signal.SIGTERM)
                 wait_until(lambda: not listens(fresh), "it takes no more")
+                with pytest.raises(subprocess.TimeoutExpired):
+                    fresh.process.wait(1)
             finally:
                 gate.touch()
             assert fresh.process.wait(30) == 0

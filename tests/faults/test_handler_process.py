@@ -105,7 +105,7 @@ def bodies(ran: Run) -> list[Any]:
     return [one.body if isinstance(one, Reply) else (one.status, str(one)) for one in ran.answers]
 
 
-def until(true: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
+def until(true: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
     """Wait for something to become so."""
     ends_s = time.monotonic() + timeout_s
     while not true():
@@ -255,7 +255,7 @@ def test_a_run_that_hangs_is_ended(load: Load) -> None:
         hanging = thread.submit(run, model, "a", "child", "hang")
         until(lambda: set(_sleepers()) - before, "the child of the handler")
         model.interrupt()
-        assert bodies(hanging.result(10)) == [(504, "the handler did not answer within exec_timeout, 0.5 s")] * 3
+        assert bodies(hanging.result(30)) == [(504, "the handler did not answer within exec_timeout, 0.5 s")] * 3
     until(lambda: not set(_sleepers()) - before, "the end of the handler's child")
     assert bodies(run(model, "a")) == [b'["a",1]']
     assert model.restarts == 1
@@ -313,7 +313,7 @@ def test_close_does_not_wait_for_a_run(load: Load) -> None:
         hanging = thread.submit(run, model, "hang")
         until(lambda: model._under_way, "the run")
         model.close()
-        ((status, _),) = bodies(hanging.result(5))
+        ((status, _),) = bodies(hanging.result(30))
         assert status in (500, 503)
 
 
@@ -342,7 +342,7 @@ def test_what_cannot_be_loaded_is_one_sentence(load: Load, handler: str, sentenc
     assert "\n" not in str(caught.value)
 
 
-LOOP = "def work(n):\n    return sum(i * i for i in range(n))\ndef predict(batch):\n    work(600_000)\n"
+LOOP = "def work(n):\n    return sum(i * i for i in range(n))\ndef predict(batch):\n    work(2_000_000)\n"
 MATRICES = (
     "import numpy\nA = numpy.ones((700, 700), numpy.float32)\n"
     "def predict(batch):\n    for _ in range(4):\n        A @ A\n"
@@ -350,9 +350,13 @@ MATRICES = (
 ANSWER = "    return batch\ndef example():\n    return 1\n"
 
 
-def test_auto_moves_a_handler_that_holds_the_lock(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_moves_a_handler_that_holds_the_lock(
+    load: Load, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With one line that says so, and how not to load it twice; nothing of it stays here."""
     caplog.set_level("INFO")
+    # Where many want a processor, waiting for one hides the wait for the lock, and the handler may stay.
+    monkeypatch.setattr("infless_watchdog.gil._unscheduled_s", lambda: 0.0)
     model = load(LOOP + ANSWER, handler_isolation="auto", batch_max=2)
     assert isinstance(model, HandlerProcess)
     assert bodies(run(model, "a")) == [b"a"]
@@ -413,13 +417,13 @@ def test_a_busy_handler_dies_with_a_killed_watchdog(tmp_path: Path) -> None:
         family = psutil.Process(watchdog.pid).children(recursive=True)
         assert len(family) == 2
         watchdog.kill()
-    _, left = psutil.wait_procs(family, timeout=5)
+    _, left = psutil.wait_procs(family, timeout=30)
     assert left == []
 
 
 def test_an_instance_serves_through_crashes_and_hangs(start: Start) -> None:
     """Over HTTP, by setting: the worker stays, its handler's process is replaced."""
-    watchdog = start(handler_isolation="process", exec_timeout="1s", latency_target="50ms")
+    watchdog = start(handler_isolation="process", exec_timeout="5s", latency_target="50ms")
     workers = watchdog.workers()
     died = watchdog.post("die")
     assert (died.status_code, died.text) == (500, "the handler's process died (signal 9) on this request\n")
@@ -427,6 +431,7 @@ def test_an_instance_serves_through_crashes_and_hangs(start: Start) -> None:
     with ThreadPoolExecutor(3) as threads:
         hanging = threads.submit(watchdog.post, "hang")
         watchdog.until(lambda: watchdog.metric("http_requests_in_flight") == 1, "the run")
+        time.sleep(2.0)  # it must not be overdue itself when the other one has been ended and the process replaced
         waiting = threads.submit(watchdog.post, "echo", 2)
         assert hanging.result().status_code == 504
         assert waiting.result().json()["value"] == 2
@@ -444,7 +449,7 @@ def test_a_stream_arrives_piece_by_piece(start: Start) -> None:
         "    while not os.path.exists('open'):\n        time.sleep(0.002)\n"
         "    yield {'n': 2}\n"
     )
-    with requests.post(watchdog.url, stream=True, timeout=10) as answer:
+    with requests.post(watchdog.url, stream=True, timeout=30) as answer:
         pieces = answer.iter_content(None)
         assert next(pieces) == b"one"
         watchdog.gate.touch()
@@ -457,5 +462,5 @@ def test_threads_do_not_pile_up(load: Load) -> None:
     before = threading.active_count()
     for _ in range(3):
         run(model, "exit")
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may have ended meanwhile
     assert isinstance(run(model, "exit").answers[0], ItemError)

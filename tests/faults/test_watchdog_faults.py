@@ -127,7 +127,7 @@ def send(watchdog: Any, item: Any) -> socket.socket:
 def test_what_cannot_be_loaded_ends_the_process(start: Start, handler: str, words: str) -> None:
     """With an exit code, and a sentence for its author in the log; it is not tried for ever."""
     watchdog = start(handler, ready=False)
-    assert watchdog.process.wait(10) != 0
+    assert watchdog.process.wait(30) != 0
     assert words in watchdog.log
     assert "Traceback" not in watchdog.log
 
@@ -136,7 +136,7 @@ def test_wrong_settings_end_the_process(start: Start, tmp_path: Path) -> None:
     """All of them are in the log file, although it ended a moment later."""
     log = tmp_path / "instance.log"
     watchdog = start(ready=False, batch_max="many", latency_target="soon", log_file=str(log))
-    assert watchdog.process.wait(10) == 1
+    assert watchdog.process.wait(30) == 1
     assert re.findall(r"Z .*environment variable (\w+)", log.read_text()) == ["batch_max", "latency_target"]
 
 
@@ -146,23 +146,27 @@ def test_a_taken_port_ends_the_process(tmp_path: Path) -> None:
         environment = {**os.environ, "port": str(taken.getsockname()[1])}
         done = subprocess.run(
             [sys.executable, "-m", "infless_watchdog"],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=10, check=False,
+            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
     assert done.returncode == 1
     assert f"port {environment['port']} cannot be listened on: Address already in use" in done.stderr
 
 
-SLOW_LOAD = "import time\ndef load():\n    time.sleep(1.5)\ndef predict(batch):\n    return batch\n"
+GATED_LOAD = (
+    "import os, time\ndef load():\n    while not os.path.exists('open'):\n        time.sleep(0.01)\n"
+    "def predict(batch):\n    return batch\n"
+)
 
 
 def test_it_is_not_ready_until_the_model_is_loaded(start: Start) -> None:
     """Alive, not ready, and a request says why; then ready."""
-    watchdog = start(SLOW_LOAD, ready=False)
+    watchdog = start(GATED_LOAD, ready=False)
     watchdog.until(lambda: watchdog.status("/_/health") == 200, "health")
     assert watchdog.status("/_/ready") == 503
     answer = requests.post(watchdog.url, json=1, timeout=5)
     assert (answer.status_code, answer.text) == (503, "the model is still loading\n")
     assert watchdog.status("/metrics", watchdog.metrics_url) == 200
+    watchdog.gate.touch()
     watchdog.until_ready()
     assert requests.post(watchdog.url, json=1, timeout=5).json() == 1
 
@@ -194,24 +198,24 @@ def test_sigterm_answers_what_is_in_flight(start: Start, threads: ThreadPoolExec
         assert [future.result().status_code for future in futures] == [200] * 20
         half.sendall(b', "value": 3}')
         assert b'"value":3' in half.recv(10_000)
-    assert watchdog.process.wait(10) == 0
+    assert watchdog.process.wait(30) == 0
 
 
 def test_sigterm_is_told_to_load_balancers_first(start: Start) -> None:
     """For `healthcheck_interval` it is unhealthy and serves all the same."""
-    watchdog = start(healthcheck_interval="1s")
+    watchdog = start(healthcheck_interval="4s")
     watchdog.process.send_signal(signal.SIGTERM)
-    watchdog.until(lambda: watchdog.status("/_/health") == 503, "unhealthiness", 1.0)
+    watchdog.until(lambda: watchdog.status("/_/health") == 503, "unhealthiness")
     assert watchdog.status("/_/ready") == 503
     assert watchdog.post("echo", 1).status_code == 200
-    assert watchdog.process.wait(10) == 0
+    assert watchdog.process.wait(30) == 0
 
 
 def test_sigterm_while_loading_ends_at_once(start: Start) -> None:
     """Nobody waits for a model that nobody will use."""
-    watchdog = start(SLOW_LOAD.replace("1.5", "60"), ready=False)
+    watchdog = start(GATED_LOAD, ready=False)
     watchdog.until(lambda: watchdog.status("/_/health") == 200, "health")
-    assert watchdog.stop(timeout_s=5) == 0
+    assert watchdog.stop() == 0
 
 
 def test_sigint_ends_without_waiting(start: Start, threads: ThreadPoolExecutor) -> None:
@@ -226,20 +230,24 @@ def test_a_worker_without_supervisor_ends(start: Start) -> None:
     """No orphan serves on."""
     watchdog = start()
     watchdog.process.kill()
-    watchdog.process.wait(5)
-    watchdog.until(lambda: not watchdog.members(), "the end of the worker", 5)
+    watchdog.process.wait(30)
+    watchdog.until(lambda: not watchdog.members(), "the end of the worker")
 
 
 def test_a_big_answer_goes_out_whole_before_the_end(start: Start, threads: ThreadPoolExecutor) -> None:
     """To a client that reads slowly, too."""
-    watchdog = start("import time\ndef predict(batch):\n    time.sleep(0.2)\n    return [b'x' * 8_000_000]\n")
-    future = threads.submit(requests.post, watchdog.url, json=1, timeout=10, stream=True)
+    watchdog = start(
+        "import os, time\ndef predict(batch):\n    while not os.path.exists('open'):\n        time.sleep(0.002)\n"
+        "    return [b'x' * 8_000_000]\n"
+    )
+    future = threads.submit(requests.post, watchdog.url, json=1, timeout=30, stream=True)
     watchdog.until(lambda: waiting(watchdog) == 1, "the request")
     watchdog.process.send_signal(signal.SIGTERM)
+    watchdog.gate.touch()
     answer = future.result()
     time.sleep(0.3)
     assert len(answer.content) == 8_000_000
-    assert watchdog.process.wait(10) == 0
+    assert watchdog.process.wait(30) == 0
 
 
 # hanging and dying ---------------------------------------------------------------------------------------------------
@@ -247,13 +255,14 @@ def test_a_big_answer_goes_out_whole_before_the_end(start: Start, threads: Threa
 
 def test_a_hanging_handler_is_replaced(start: Start, threads: ThreadPoolExecutor) -> None:
     """504 for its requests, 503 for who waited behind, and a new worker serves."""
-    watchdog = start(exec_timeout="1s", batch_max="2")
+    watchdog = start(exec_timeout="3s", batch_max="2")
     stuck = threads.submit(watchdog.post, "hang")
     watchdog.until(lambda: waiting(watchdog) == 1, "the request")
+    time.sleep(1.5)  # it must not be overdue itself when the other one is
     behind = threads.submit(watchdog.post, "echo", 1)
     before = watchdog.workers()
     assert (stuck.result().status_code, behind.result().status_code) == (504, 503)
-    assert "did not answer within exec_timeout, 1 s" in stuck.result().text
+    assert "did not answer within exec_timeout, 3 s" in stuck.result().text
     watchdog.until(lambda: watchdog.workers() not in ([], before), "the replacement")
     watchdog.until_ready()
     assert watchdog.post("echo", 2).json()["value"] == 2
@@ -404,11 +413,17 @@ def test_after_chaos_the_books_balance(start: Start) -> None:
         await asyncio.gather(*(chaotic_client(watchdog.port, chance, books) for chance in chances))
 
     asyncio.run(play())
-    watchdog.until(lambda: waiting(watchdog) == 0, "the end of all requests")
-    answered, gone = watchdog.metric("http_requests_total"), watchdog.metric("infless_clients_gone_total")
     assert books["sent"] > 1500
     assert books["surprises"] == 0
-    assert answered + gone == books["sent"]
+
+    def accounted_for() -> int:
+        return int(watchdog.metric("http_requests_total") + watchdog.metric("infless_clients_gone_total"))
+
+    # Who sent and left at once may not have been read yet.
+    watchdog.until(lambda: accounted_for() >= books["sent"], "the end of all requests")
+    watchdog.until(lambda: waiting(watchdog) == 0, "the end of all requests")
+    answered = watchdog.metric("http_requests_total")
+    assert accounted_for() == books["sent"]
     assert books["answered"] <= answered
     assert watchdog.metric("infless_queue_length") == 0
     assert watchdog.post("echo", 7).json()["value"] == 7

@@ -13,8 +13,9 @@ items = st.builds(
     Item, cpu_cores=st.integers(1, 3), memory_bytes=st.integers(0, 4), gpu_percent=st.sampled_from([0, 0, 25, 50, 100]),
     gpu_memory_bytes=st.integers(0, 3),
 )  # fmt: skip
+# Beside a memory that binds, a GPU's has 33 granules at least: of 30 none is rounded.
 servers = st.tuples(
-    st.integers(1, 6), st.sampled_from([3, 8, 100]), st.lists(st.sampled_from([3, 5, 50]), max_size=2).map(tuple)
+    st.integers(1, 6), st.sampled_from([3, 8, 100]), st.lists(st.sampled_from([3, 5, 30]), max_size=2).map(tuple)
 )
 
 
@@ -58,7 +59,7 @@ def test_best_filling_is_as_good_as_trying_everything(server, goods):
 
 
 @settings(max_examples=60)
-@given(st.lists(st.tuples(items, st.floats(0.01, 2)), min_size=1, max_size=5), st.integers(10**9, 10**10))
+@given(st.lists(st.tuples(items, st.floats(0.01, 2)), min_size=1, max_size=4), st.integers(10**9, 10**10))
 def test_rounded_memory_never_claims_too_little(goods, unit):
     """With odd bytes the value is an upper bound on every real filling."""
     things = [

@@ -133,8 +133,9 @@ def _server(behave: str) -> Iterator[tuple[str, int]]:
 
 def _echo(address: tuple[str, int], **more: object) -> openloop.Load:
     requests = tuple(wire.request("h", "/", row.tobytes()) for row in ROWS)
-    return _load(address=address, requests=requests, rate_rps=400.0, warm_s=0.05, seconds=0.25, target_s=1.0,
-                 give_up_share=1.0, **more)  # fmt: skip
+    values = {"address": address, "requests": requests, "rate_rps": 1000.0, "warm_s": 0.02, "seconds": 0.1,
+              "target_s": 5.0, "give_up_share": 1.0, "connections_max": 64, **more}  # fmt: skip
+    return _load(**values)
 
 
 @pytest.mark.parametrize(("behave", "keeps_alive"), [("well", True), ("well", False), ("closes", False)])

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hurried_clock import HurriedLoop, forward
 
 from infless_core.errors import InvalidInput
 from infless_provider import report
@@ -152,9 +153,9 @@ def test_a_request_is_never_sent_early() -> None:
 
 def test_timeouts_count_from_the_due_time_and_are_errors() -> None:
     """The time limit holds for what waits for a connection as well."""
-    shots = run(Peer(stall_s=1.0), [0.0, 0.01], timeout_s=0.1, max_connections=1)
+    shots = run(Peer(stall_s=60.0), [0.0, 0.01], timeout_s=0.1, max_connections=1)
     assert [(one.status, one.ok, one.fault) for one in shots] == [(0, False, "timeout")] * 2
-    assert all(0.1 <= one.latency_s < 0.5 for one in shots)
+    assert all(0.1 <= one.latency_s < 15 for one in shots)
 
 
 def test_bodies_are_sent_in_turn_and_each_answer_is_checked() -> None:
@@ -168,7 +169,7 @@ def test_bodies_are_sent_in_turn_and_each_answer_is_checked() -> None:
         return index == 0
 
     peer = Peer()
-    shots = run(peer, [0.0, 0.02, 0.04, 0.06], bodies=[b"a", b"b", b"c"], check=check)
+    shots = run(peer, [0.0, 0.02, 0.04, 0.06], max_connections=1, bodies=[b"a", b"b", b"c"], check=check)
     assert peer.bodies == [b"a", b"b", b"c", b"a"]
     assert asked == [(0, 200, b"ok"), (1, 200, b"ok"), (2, 200, b"ok"), (0, 200, b"ok")]
     assert [one.ok for one in shots] == [True, False, False, True]
@@ -194,14 +195,21 @@ def test_several_functions_share_one_clock_and_tell_each_second() -> None:
     ticks: list[Tick] = []
 
     async def load() -> list[Shot]:
-        async with Peer().listening() as url:
-            first = Stream(function="a", url=url, arrivals_s=[0.0, 0.5, 1.05])
-            second = Stream(function="b", url=url, arrivals_s=[0.2, 1.06])
-            return await replay([first, second], progress=ticks.append)
+        peer = Peer()
+        async with peer.listening() as url:
+            first = Stream(function="a", url=url, arrivals_s=[0.0, 0.02, 1.05])
+            second = Stream(function="b", url=url, arrivals_s=[0.01, 1.06])
+            running = asyncio.ensure_future(replay([first, second], progress=ticks.append))
+            async with asyncio.timeout(30):
+                while len(peer.came_s) < 3:
+                    await asyncio.sleep(0.001)
+            await forward(1.0)
+            return await running
 
-    shots = asyncio.run(load())
+    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+        shots = runner.run(load())
     assert [one.function for one in shots] == ["a", "b", "a", "a", "b"]
-    assert len(ticks) == 2
+    assert len(ticks) >= 2
     assert (sum(tick.sent for tick in ticks), sum(len(tick.finished) for tick in ticks), ticks[-1].waiting) == (5, 5, 0)
 
 

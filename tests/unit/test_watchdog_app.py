@@ -8,12 +8,13 @@ import json
 import re
 import socket
 import threading
-import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
 from fake_model import FakeModel
+from hurried_clock import HurriedLoop, forward
 
 from infless_watchdog.app import Watchdog
 from infless_watchdog.calls import Call, Reply
@@ -66,7 +67,7 @@ class Instance:
         reader, writer = await asyncio.open_connection(*self.sockets[metrics].getsockname())
         lines = ["Host: x", "Connection: close", f"Content-Length: {len(body)}", *fields]
         writer.write("\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode() + body)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             data = await reader.read(-1)
         writer.close()
         return Answer(data)
@@ -92,7 +93,8 @@ def run(scenario: Callable[[Instance], Coroutine[Any, Any, None]], model: Any = 
             for sock in instance.sockets:
                 sock.close()
 
-    asyncio.run(play())
+    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+        runner.run(play())
 
 
 @pytest.mark.parametrize(
@@ -527,22 +529,28 @@ def test_whatever_preparing_raises_is_answered(error: type[BaseException]) -> No
 
 def test_a_backlog_before_preparing_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits too long for a free thread gets 504; the threads work, so the worker stays."""
-    ended = threading.Event()
+    ended, permits = threading.Event(), threading.Semaphore(10)
     monkeypatch.setattr("os._exit", lambda _: ended.set())
 
     class Slow(FakeModel):
         def prepare(self, item: bytes) -> bytes:
             if item != b"x":
-                time.sleep(0.02)
+                assert permits.acquire(timeout=30)
             return item
 
     async def scenario(instance: Instance) -> None:
-        answers = await asyncio.gather(*(instance.ask("POST", "/", b"a") for _ in range(40)))
-        assert {answer.status for answer in answers} == {200, 504}
+        asking = [asyncio.ensure_future(instance.ask("POST", "/", b"a")) for _ in range(40)]
+        async with asyncio.timeout(30):
+            while sum(one.done() for one in asking) < 10 or instance.watchdog.metrics.in_flight < 30:
+                await asyncio.sleep(0.001)
+        await forward(21)
+        statuses = Counter(answer.status for answer in await asyncio.gather(*asking))
+        assert statuses == {200: 10, 504: 30}
+        permits.release(30)
         assert (await instance.ask("POST", "/", b"a")).status == 200
         assert not ended.is_set()
 
-    run(scenario, Slow(), exec_timeout_s=0.2)
+    run(scenario, Slow(), exec_timeout_s=20)
 
 
 def test_threads_that_cannot_be_changed_in_time_end_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,11 +20,11 @@ from infless_core.model import (
     Server,
     Unserved,
 )
+from infless_scheduler import what_if_servers
 from infless_scheduler.comparison import Pair, compare, comparison_as_text, comparison_to_json
 from infless_scheduler.planner import plan
 from infless_scheduler.problem_file import parse_problem, problem_to_json
 from infless_scheduler.what_if import WhatIfError, apply_changes
-from infless_scheduler.what_if_servers import SERVERS_MAX
 
 ONE = Configuration(batch=4, cpu_cores=2)
 PROFILE = (ProfilePoint(configuration=ONE, exec_s=0.05), ProfilePoint(configuration=replace(ONE, batch=1), exec_s=0.02))
@@ -267,12 +267,17 @@ def test_servers_that_a_word_means_in_vain():
     ]
 
 
-def test_many_names_are_not_all_told():
+def test_many_names_are_not_all_told(monkeypatch):
     """A cluster has thousands of servers."""
     problem = Problem(servers=tuple(server(f"n{n}") for n in range(30)), functions=())
     assert faults("drain.x", problem)[0].endswith("known are n0, n1, n2, n3, n4, n5, n6, n7 and 22 more")
     assert faults("rate.x=1", problem) == ["rate.x=1: there is no function 'x'; known are none"]
-    assert len(servers(f"servers.all={SERVERS_MAX}", replace(problem, servers=problem.servers[:1]))) == SERVERS_MAX
+    monkeypatch.setattr(what_if_servers, "SERVERS_MAX", 50)
+    one = replace(problem, servers=problem.servers[:1])
+    assert len(servers("servers.all=50", one)) == 50
+    assert faults("servers.all=51", one) == [
+        "servers.all=51: 1 now (n0); there would be 51 servers; allowed are at most 50"
+    ]
 
 
 def test_numbers_are_exact():

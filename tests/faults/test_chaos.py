@@ -429,8 +429,9 @@ def test_workers_that_are_killed_are_replaced(start: Start) -> None:
     before = supervisor.num_fds()
     kill_under_load(watchdog, watchdog.workers, 4)
     watchdog.until_ready()
+    play(Crowd(watchdog.port, 2000, SEED).run)  # threads and buffers that are made when first needed
     with books_balanced(watchdog):
-        play(Crowd(watchdog.port, 3000, SEED).run)
+        play(Crowd(watchdog.port, 3000, SEED + 1).run)
     watchdog.until(lambda: supervisor.num_fds() <= before, f"as few descriptors as {before}")
 
 

@@ -305,7 +305,7 @@ def test_a_full_disk_refuses_and_recovers(world: World) -> None:
     statuses = [world.post(f"big-{number}", body=bytes(300_000)) for number in range(12)]
     accepted = statuses.count(202)
     assert set(statuses) == {202, 503}
-    refusal = requests.post(f"{world.url}/async-function/f", data=bytes(300_000), timeout=10)
+    refusal = requests.post(f"{world.url}/async-function/f", data=bytes(300_000), timeout=30)
     assert refusal.status_code == 503
     assert "disk is full or fails" in refusal.text
     assert "retry-after" in refusal.headers

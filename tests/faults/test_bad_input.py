@@ -261,7 +261,7 @@ class TestRequests:
         """503, without its last words, at once and not after a minute; removing it works."""
         provider.build("nostart", AT_SERVICE)
         assert provider.put("POST", "nostart").status_code == 202
-        answer = provider.invoke("nostart", timeout=15)
+        answer = provider.invoke("nostart", timeout=30)
         assert answer.status_code == 503
         assert "No endpoints available for: nostart" in answer.text
         assert "no weights here" not in answer.text

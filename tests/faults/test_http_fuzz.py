@@ -443,7 +443,7 @@ def test_tampered_requests_to_a_process(start: Start) -> None:
     asyncio.run(scenario())
     assert watchdog.workers() == [worker]
     assert "Traceback" not in watchdog.log
-    assert requests.get(watchdog.url + "/still", timeout=5).json()[1] == "/still"
+    assert requests.get(watchdog.url + "/still", timeout=30).json()[1] == "/still"
     watchdog.until(lambda: len(psutil.Process(worker).net_connections()) <= 3, "an end of all connections")
     watchdog.until(lambda: watchdog.metric("http_requests_in_flight") == 0, "an end of all requests")
     received, answered = watchdog.metric("infless_requests_received_total"), watchdog.metric("http_requests_total")
@@ -452,7 +452,7 @@ def test_tampered_requests_to_a_process(start: Start) -> None:
 
 def ask(watchdog: Any, *pieces: bytes) -> bytes:
     """Send, and read until the server ends the connection."""
-    with socket.create_connection(("127.0.0.1", watchdog.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", watchdog.port), timeout=30) as sock:
         sent = b""
         with contextlib.suppress(ConnectionError):  # it may have heard enough
             for piece in pieces:
@@ -484,14 +484,14 @@ def test_too_much_of_anything_is_refused_by_a_process(start: Start) -> None:
     ):
         ((status, _),) = answers(ask(watchdog, *pieces))
         assert status == 431
-    assert requests.get(watchdog.url, timeout=5).status_code == 200
+    assert requests.get(watchdog.url, timeout=30).status_code == 200
 
 
 def test_a_client_that_asks_first_may_go_on(start: Start) -> None:
     """`Expect: 100-continue` on a real connection: told to go on, then answered; refused at once if it is too much."""
     watchdog = start(HANDLER, body_max_bytes="100")
     head = "POST /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", watchdog.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", watchdog.port), timeout=30) as sock:
         sock.sendall(head.format(2).encode())
         assert sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"hi")

@@ -163,18 +163,18 @@ def test_it_is_not_ready_until_the_model_is_loaded(start: Start) -> None:
     watchdog = start(GATED_LOAD, ready=False)
     watchdog.until(lambda: watchdog.status("/_/health") == 200, "health")
     assert watchdog.status("/_/ready") == 503
-    answer = requests.post(watchdog.url, json=1, timeout=5)
+    answer = requests.post(watchdog.url, json=1, timeout=30)
     assert (answer.status_code, answer.text) == (503, "the model is still loading\n")
     assert watchdog.status("/metrics", watchdog.metrics_url) == 200
     watchdog.gate.touch()
     watchdog.until_ready()
-    assert requests.post(watchdog.url, json=1, timeout=5).json() == 1
+    assert requests.post(watchdog.url, json=1, timeout=30).json() == 1
 
 
 def test_a_failing_example_is_no_reason_not_to_serve(start: Start) -> None:
     """It is for warming up only; the log tells."""
     watchdog = start("def predict(batch):\n    return batch\ndef example():\n    raise KeyError('sample')\n")
-    assert requests.post(watchdog.url, json=1, timeout=5).json() == 1
+    assert requests.post(watchdog.url, json=1, timeout=30).json() == 1
     assert "example() in handler.py raised KeyError" in watchdog.log
 
 
@@ -182,7 +182,7 @@ def test_the_runtime_reports_to_nobody(start: Start, monkeypatch: pytest.MonkeyP
     """The telemetry of onnxruntime is off before a handler can import it."""
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
     watchdog = start("import os\nV = os.environ['ORT_DISABLE_TELEMETRY']\ndef predict(b):\n    return [V] * len(b)\n")
-    assert requests.post(watchdog.url, json=1, timeout=5).text == "1"
+    assert requests.post(watchdog.url, json=1, timeout=30).text == "1"
 
 
 # ending --------------------------------------------------------------------------------------------------------------
@@ -310,9 +310,9 @@ def test_max_inflight_is_a_429(start: Start, threads: ThreadPoolExecutor) -> Non
 def test_an_oversized_body_is_a_413(start: Start) -> None:
     """Said by its length, or found while counting; the client that sends on reads it all the same."""
     watchdog = start(body_max_bytes="1000")
-    assert requests.post(watchdog.url, data=bytes(5_000_000), timeout=5).status_code == 413
+    assert requests.post(watchdog.url, data=bytes(5_000_000), timeout=30).status_code == 413
     chunks = (bytes(100_000) for _ in range(50))
-    assert requests.post(watchdog.url, data=chunks, timeout=5).status_code == 413
+    assert requests.post(watchdog.url, data=chunks, timeout=30).status_code == 413
     assert watchdog.post("echo", 1).status_code == 200
 
 
@@ -320,7 +320,7 @@ def test_broken_json_is_a_400(start: Start) -> None:
     """With the place of the fault."""
     watchdog = start()
     for body in (b"", b"{", b'{"do": ', b"\xff\xfe"):
-        answer = requests.post(watchdog.url, data=body, headers={"content-type": "application/json"}, timeout=5)
+        answer = requests.post(watchdog.url, data=body, headers={"content-type": "application/json"}, timeout=30)
         assert (answer.status_code, answer.text[:28]) == (400, "the body is not valid JSON: ")
 
 
@@ -332,7 +332,7 @@ def test_it_is_reconfigured_without_a_restart(start: Start, threads: ThreadPoolE
     watchdog = start(batch_max="8")
     before = watchdog.workers()
     wish = {"batch_max": 2, "latency_target_s": 0.2}
-    assert requests.put(f"{watchdog.metrics_url}/_/config", json=wish, timeout=5).json() == wish
+    assert requests.put(f"{watchdog.metrics_url}/_/config", json=wish, timeout=30).json() == wish
     futures = together(watchdog, threads, *[("echo", n) for n in range(6)])
     assert {future.result().json()["batch"] for future in futures} == {2}
     assert watchdog.metric("infless_batch_max") == 2
@@ -352,7 +352,7 @@ def test_a_wrong_configuration_changes_nothing(start: Start) -> None:
     """400 with a sentence; the old one holds."""
     watchdog = start()
     for wish in WRONG_WISHES:
-        answer = requests.put(f"{watchdog.metrics_url}/_/config", data=wish, timeout=5)
+        answer = requests.put(f"{watchdog.metrics_url}/_/config", data=wish, timeout=30)
         assert (answer.status_code, bool(answer.text.strip())) == (400, True), wish
     assert watchdog.metric("infless_batch_max") == 32
 

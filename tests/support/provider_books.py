@@ -23,7 +23,7 @@ def samples(url: str) -> list[Sample]:
     Args:
         url: of a provider, or of an instance's metrics port.
     """
-    text = requests.get(f"{url}/metrics", timeout=10).text
+    text = requests.get(f"{url}/metrics", timeout=30).text
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 

@@ -33,7 +33,7 @@ DEPLOYMENTS = st.fixed_dictionaries(
         "envVars": st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,9}", fullmatch=True), TEXT, max_size=3),
         "labels": st.dictionaries(LINE.filter(bool), LINE, max_size=3),
         "annotations": st.dictionaries(TEXT, TEXT, max_size=3),
-        "constraints": st.lists(st.text(), max_size=3),
+        "constraints": st.lists(TEXT, max_size=3),
         "secrets": st.lists(SECRET_NAMES, max_size=3),
         "limits": st.fixed_dictionaries({}, optional={"memory": st.just("1Gi"), "cpu": st.just("100m")}),
         "readOnlyRootFilesystem": st.booleans(),

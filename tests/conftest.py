@@ -41,8 +41,8 @@ class _Ban:
         def connect(sock: socket.socket, address: Any) -> None:
             ban.connect(sock, address)
 
-        socket.socket.connect = connect  # type: ignore[method-assign]
-        time.sleep = self.sleep
+        socket.socket.connect = connect  # type: ignore[method-assign, assignment]
+        time.sleep = self.sleep  # type: ignore[assignment]
 
     def connect(self, sock: socket.socket, address: Any) -> None:
         """As `socket.connect`."""

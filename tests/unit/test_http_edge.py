@@ -535,7 +535,9 @@ def test_a_client_that_reads_slowly_gets_all(run: Run) -> None:
             loop, got = asyncio.get_running_loop(), 0
             await loop.sock_sendall(client, b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n" * 4)  # more than the kernel takes
             while got < 4 * BIG:
-                got += len(await loop.sock_recv(client, 500_000))
+                piece = await loop.sock_recv(client, 500_000)
+                assert piece, f"cut after {got} bytes"
+                got += len(piece)
                 await site.forward(20)
 
     run(scenario, write_timeout_s=100)

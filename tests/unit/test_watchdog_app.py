@@ -548,6 +548,7 @@ def test_a_backlog_before_preparing_is_no_hang(monkeypatch: pytest.MonkeyPatch) 
         assert statuses == {200: 10, 504: 30}
         permits.release(30)
         assert (await instance.ask("POST", "/", b"a")).status == 200
+        await forward(1)  # an end would come a moment later
         assert not ended.is_set()
 
     run(scenario, Slow(), exec_timeout_s=20)

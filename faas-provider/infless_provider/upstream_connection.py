@@ -264,8 +264,9 @@ class Connection(asyncio.Protocol):
             if ends_s > now_s + _TICK_S:
                 self._ends_s = ends_s
                 return ends_s
-        what = "was silent for" if self._reply.status and self._silence_s is not None else "did not answer within"
-        self._reply.fail(TimedOut(f"{self._pool.address} {what} {self._timeout_s:g} s"))
+        silent = self._reply.status and self._silence_s is not None
+        why = f"was silent for {self._silence_s:g} s" if silent else f"did not answer within {self._timeout_s:g} s"
+        self._reply.fail(TimedOut(f"{self._pool.address} {why}"))
         self.cut()
         return math.inf
 

@@ -348,7 +348,7 @@ def test_many_small_requests_in_one_write() -> None:
         check(stream, client.asked, client.sent)
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1500, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(VALID), min_size=1, max_size=5), st.randoms(use_true_random=False), st.booleans())
 def test_tampered_requests_are_read_one_way_or_not_at_all(
     stream: list[bytes], chance: random.Random, streams: bool

@@ -97,7 +97,6 @@ def try_out(api: ProviderProcess, operation: Any, mode: GenerationMode, seen: se
     @seed(20260131)
     @settings(
         max_examples=CASES,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -114,7 +114,10 @@ def test_every_option_is_a_variable(run, given, monkeypatch, variable, text, fie
         (("--limit", "functions"), "--limit: 'functions': write a whole number above 0, as in functions=5000"),
         (("--limit", "waiting=-1"), "--limit: 'waiting=-1': write a whole number above 0"),
         (("--queued-body-max", "0"), "0 would refuse everything"),
-        (("--queued-body-max", "1Gi"), "--queued-body-max: 1Gi is more than a function has room for in the queue, 536870912 bytes"),
+        (
+            ("--queued-body-max", "1Gi"),
+            "--queued-body-max: 1Gi is more than a function has room for in the queue, 536870912 bytes",
+        ),
         (("--port", "http"), "--port"),
         (("--cpu-cores", "-1"), "--cpu-cores"),
         (("--backend", "podman"), "'podman' is not one of 'process', 'docker'"),

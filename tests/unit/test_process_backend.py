@@ -11,10 +11,10 @@ import pytest
 from infless_core.model import Configuration, FunctionSpec
 from infless_provider.backends import procfs
 from infless_provider.backends.base import Launch
+from infless_provider.backends.instance_logs import LOGS_KEPT, LOGS_KEPT_BYTES, last_words, open_log, prune
 from infless_provider.backends.process import ProcessBackend
 from infless_provider.backends.process_instance import ProcessInstance, from_handle
 from infless_provider.backends.process_launch import command_line, environment
-from infless_provider.backends.instance_logs import LOGS_KEPT, LOGS_KEPT_BYTES, last_words, open_log, prune
 from infless_provider.bundles import write_manifest
 from infless_provider.log_files import log_path
 

@@ -24,6 +24,7 @@ from infless_core.errors import (
     InvalidInput,
     NotFound,
     PlanRejected,
+    QuotaExceeded,
     StateError,
     Unavailable,
 )
@@ -40,14 +41,16 @@ STATUS: dict[type[InflessError], int] = {
     InvalidInput: 400,
     NotFound: 404,
     Conflict: 409,
+    QuotaExceeded: 403,  # as Kubernetes has it: clients read 409 as "it exists already"
     Infeasible: 422,
     StateError: 503,
     Unavailable: 503,
     BackendError: 422,  # while deploying: the function itself cannot be loaded or run
     PlanRejected: 500,
 }
-WORK_TIMEOUT_S = 300.0
-"""For a deployment that pulls an image and times it. One that takes longer goes on without whoever asked for it."""
+WORK_TIMEOUT_S = 50.0
+"""faas-cli gives up after 60 s. A deployment that pulls an image or loads a large model goes on without it."""
+_GOES_ON = f"this takes longer than {WORK_TIMEOUT_S:.0f} s and goes on; the provider's log says what comes of it\n"
 _OPEN = frozenset({"/metrics", "/api/v1/query"})
 """A gateway and a Prometheus send no credentials there; what they learn is how often functions are invoked."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -165,12 +168,17 @@ class _Functions:
 
     def deploy(self) -> tuple[str, int]:
         """A new function; 409 when it exists."""
-        self._do(self._controller.deploy(_body()))
-        return "", 202
+        return self._accepted(self._controller.deploy(_body()))
 
     def update(self) -> tuple[str, int]:
         """A new version; exactly 404 when there is none, so that faas-cli goes on with POST."""
-        self._do(self._controller.update(_body()))
+        return self._accepted(self._controller.update(_body()))
+
+    def _accepted(self, work: Awaitable[None]) -> tuple[str, int]:
+        try:
+            self._do(work)
+        except TimeoutError:
+            return _GOES_ON, 202
         return "", 202
 
     def remove(self) -> tuple[str, int]:
@@ -316,8 +324,7 @@ def _told(error: InflessError) -> Response:
 
 
 def _still_at_it(_: TimeoutError) -> Response:
-    sentence = f"this takes longer than {WORK_TIMEOUT_S:.0f} s and goes on; the provider's log says what comes of it"
-    return _text(sentence, 504)
+    return Response(_GOES_ON, 504, content_type="text/plain; charset=utf-8")
 
 
 def _http_error(error: HTTPException) -> Response:

@@ -117,6 +117,22 @@ def test_a_refused_deployment_leaves_nothing(world, fields, error, sentence):
     run(scenario())
 
 
+def test_the_log_says_what_became_of_a_deployment(world, caplog):
+    """Whoever asked for it may have left meanwhile."""
+
+    async def scenario():
+        with caplog.at_level("INFO"):
+            world.profiles.failure = BackendError("no module numpy")
+            with pytest.raises(BackendError):
+                await world.deploy()
+            world.profiles.failure = None
+            await world.deploy()
+        assert "f.openfaas-fn is not deployed: no module numpy" in caplog.text
+        assert caplog.text.count("f.openfaas-fn is deployed") == 1
+
+    run(scenario())
+
+
 def test_a_gpu_on_which_nothing_was_timed_is_not_promised(world):
     """Else what requires it would run without."""
 

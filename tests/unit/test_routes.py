@@ -5,6 +5,7 @@ import base64
 import json
 import re
 import socket
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from infless_core.errors import (
     StateError,
 )
 from infless_core.model import Problem, Server
+from infless_provider import routes
 from infless_provider.auth import Credentials
 from infless_provider.routes import Parts, build_app
 from infless_provider.wsgi import WsgiBridge
@@ -280,6 +282,30 @@ def test_errors_become_a_status_and_their_sentence(client, controller, failure, 
     answer = client.post("/system/functions", json=BODY, headers=LOGIN)
     assert (answer.status_code, answer.text) == (status, "say why\n")
     assert answer.content_type == "text/plain; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "does", "status"),
+    [
+        ("POST", "/system/functions", "deploy", 202),
+        ("PUT", "/system/functions", "update", 202),
+        ("DELETE", "/system/functions", "remove", 504),
+    ],
+)
+def test_what_takes_longer_than_clients_wait_goes_on(client, controller, loop, monkeypatch, verb, path, does, status):
+    """A deployment has been accepted: a model may load for minutes."""
+    gate, done = asyncio.Event(), threading.Event()
+
+    async def slow(*_):
+        await gate.wait()
+        done.set()
+
+    monkeypatch.setattr(routes, "WORK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(controller, does, slow, raising=False)
+    answer = client.open(path, method=verb, json={**BODY, "functionName": "hello"}, headers=LOGIN)
+    assert (answer.status_code, "goes on; the provider's log says" in answer.text) == (status, True)
+    loop.call_soon_threadsafe(gate.set)
+    assert done.wait(30)
 
 
 def test_faults_of_ours(client, controller):

@@ -7,6 +7,7 @@
     │   ├── InvalidInput       a value is wrong: says which, where, and what is allowed
     │   ├── NotFound           the named thing does not exist
     │   ├── Conflict           the named thing exists already, or is busy
+    │   ├── QuotaExceeded      there are as many of them as there may be
     │   └── Infeasible         the wish cannot be met: says why and the nearest that can
     ├── PlanRejected           a solver produced a plan that the independent check refuses (our fault)
     ├── StateError             the state could not be written or read (disk full, damaged file)
@@ -37,6 +38,10 @@ class NotFound(CallerError):  # noqa: N818
 
 class Conflict(CallerError):  # noqa: N818
     """The named thing exists already, or is taken."""
+
+
+class QuotaExceeded(CallerError):  # noqa: N818
+    """There are as many as there may be; it can be made when another one is removed, or more are allowed."""
 
 
 class Infeasible(CallerError):  # noqa: N818

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from infless_core.clock import Clock
-from infless_core.errors import Conflict, InflessError, InvalidInput, NotFound, StateError
+from infless_core.errors import Conflict, InflessError, InvalidInput, NotFound, QuotaExceeded, StateError
 from infless_core.labels import SCALE_MIN, Wishes
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration, FunctionSpec, ProfilePoint
@@ -94,7 +94,7 @@ class Controller:
         """POST /system/functions.
 
         Raises:
-            InvalidInput, Conflict, Infeasible, StateError: nothing has changed then.
+            InvalidInput, Conflict, QuotaExceeded, Infeasible, StateError: nothing has changed then.
         """
         spec = wire.parse_deployment(data)
         if spec.key in self.functions:
@@ -102,7 +102,7 @@ class Controller:
         most = self._settings.functions_max
         coming = sum(key not in self.functions and key.endswith(f".{spec.namespace}") for key in self._busy)
         if len(self.functions_in(spec.namespace)) + coming >= most:
-            raise Conflict(f"namespace {spec.namespace!r} holds {most} functions, as many as it may")
+            raise QuotaExceeded(f"namespace {spec.namespace!r} holds {most} functions, as many as it may")
         await self._told(spec)
 
     async def update(self, data: dict[str, Any]) -> None:

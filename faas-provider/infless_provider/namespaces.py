@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from infless_core.errors import Conflict, InvalidInput, NotFound
+from infless_core.errors import Conflict, InvalidInput, NotFound, QuotaExceeded
 from infless_provider.settings import NAMESPACE
 from infless_provider.state import State, StoredNamespace
 
@@ -52,13 +52,14 @@ class Namespaces:
         """Make one.
 
         Raises:
-            Conflict: it exists, or there are as many as there may be.
+            Conflict: it exists.
+            QuotaExceeded: there are as many as there may be.
             StateError: the disk does not take it.
         """
         if namespace.name in self._known:
             raise Conflict(f"namespace {namespace.name!r} exists already; change it with PUT")
         if len(self._known) >= self._most:
-            raise Conflict(f"there are {self._most} namespaces, as many as there may be")
+            raise QuotaExceeded(f"there are {self._most} namespaces, as many as there may be")
         self._put(namespace)
 
     def update(self, namespace: StoredNamespace) -> None:

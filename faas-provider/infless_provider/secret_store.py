@@ -18,7 +18,7 @@ import threading
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from infless_core.errors import Conflict, InvalidInput, NotFound, StateError
+from infless_core.errors import Conflict, InvalidInput, NotFound, QuotaExceeded, StateError
 from infless_provider.wire import SecretWish
 
 
@@ -49,7 +49,8 @@ class SecretStore:
         """Keep a new secret, also for instances that have kept a removed one of that name.
 
         Raises:
-            Conflict: it exists, or the namespace holds as many as it may.
+            Conflict: it exists.
+            QuotaExceeded: the namespace holds as many as it may.
             StateError: the disk does not take it, and it does not exist; some of those instances may see it then.
         """
         with self._writing:
@@ -59,7 +60,7 @@ class SecretStore:
                     f"secret {wish.name!r} exists already in namespace {wish.namespace!r}; change it with PUT"
                 )
             if len(names) >= self._most:
-                raise Conflict(f"namespace {wish.namespace!r} holds {self._most} secrets, as many as it may")
+                raise QuotaExceeded(f"namespace {wish.namespace!r} holds {self._most} secrets, as many as it may")
             self._write_copies(wish)  # first: while one is missing, the same call may be sent again
             self._write(self._values / wish.namespace / wish.name, wish.value)
 

@@ -48,7 +48,7 @@ class Tenants:
         """POST /system/namespace/.
 
         Raises:
-            InvalidInput, Conflict, StateError: nothing has changed then.
+            InvalidInput, Conflict, QuotaExceeded, StateError: nothing has changed then.
         """
         said, labels, annotations = wire.parse_function_namespace(data, name)
         self.namespaces.create(StoredNamespace(name=said, labels=labels, annotations=annotations))
@@ -87,7 +87,7 @@ class Tenants:
         """POST /system/secrets.
 
         Raises:
-            InvalidInput, Conflict, StateError: nothing has changed then.
+            InvalidInput, Conflict, QuotaExceeded, StateError: nothing has changed then.
         """
         wish = wire.parse_secret(data, valued=True)
         self.namespaces.require(wish.namespace)

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from infless_core.errors import Conflict, InvalidInput, NotFound
+from infless_core.errors import Conflict, InvalidInput, NotFound, QuotaExceeded
 from infless_provider.secret_store import SecretStore
 from infless_provider.wire import SecretWish
 
@@ -43,7 +43,10 @@ class Secrets(RuleBasedStateMachine):
         try:
             self.store.create(SecretWish(name=name, namespace=namespace, value=value))
         except Conflict:
-            assert full or (namespace, name) in self.values
+            assert (namespace, name) in self.values
+        except QuotaExceeded:
+            assert full
+            assert (namespace, name) not in self.values
         else:
             assert not full
             assert (namespace, name) not in self.values

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infless_core.errors import BackendError, Conflict, Infeasible, InvalidInput, NotFound, StateError
+from infless_core.errors import BackendError, Conflict, Infeasible, InvalidInput, NotFound, QuotaExceeded, StateError
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration, Gpu
 from infless_provider.secret_store import SecretStore
@@ -554,7 +554,7 @@ class TestNamespaces:
             world.controller.namespaces.restore()
             await world.deploy("f")
             await world.deploy("f", namespace="dev")
-            with pytest.raises(Conflict, match="namespace 'openfaas-fn' holds 1 functions, as many as it may"):
+            with pytest.raises(QuotaExceeded, match="namespace 'openfaas-fn' holds 1 functions, as many as it may"):
                 await world.deploy("g")
             await world.update("f")
             await world.controller.remove("f")
@@ -754,7 +754,7 @@ def test_deployments_under_way_count_for_the_limit(world):
         return await asyncio.gather(world.deploy("f"), world.deploy("g"), return_exceptions=True)
 
     first, second = asyncio.run(scenario())
-    assert isinstance(second, Conflict)
+    assert isinstance(second, QuotaExceeded)
     assert first.key == "f.openfaas-fn"
 
 

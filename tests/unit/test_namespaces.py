@@ -2,7 +2,7 @@
 
 import pytest
 
-from infless_core.errors import Conflict, InvalidInput, NotFound, StateError
+from infless_core.errors import Conflict, InvalidInput, NotFound, QuotaExceeded, StateError
 from infless_provider.namespaces import Namespaces
 from infless_provider.settings import NAMESPACE
 from infless_provider.state import State, StoredNamespace
@@ -74,7 +74,7 @@ def test_as_many_as_there_may_be(namespaces):
     """The default one counts; removing one makes room."""
     namespaces.create(DEV)
     namespaces.create(StoredNamespace(name="b", labels={}, annotations={}))
-    with pytest.raises(Conflict, match="there are 3 namespaces, as many as there may be"):
+    with pytest.raises(QuotaExceeded, match="there are 3 namespaces, as many as there may be"):
         namespaces.create(StoredNamespace(name="c", labels={}, annotations={}))
     namespaces.delete("b", (), ())
     namespaces.create(StoredNamespace(name="c", labels={}, annotations={}))

@@ -18,6 +18,7 @@ from infless_core.errors import (
     InvalidInput,
     NotFound,
     PlanRejected,
+    QuotaExceeded,
     StateError,
 )
 from infless_core.model import Problem, Server
@@ -272,8 +273,8 @@ def test_a_wrong_verb_names_the_right_ones(client):
 @pytest.mark.parametrize(
     ("failure", "status"),
     [
-        (InvalidInput("say why"), 400), (NotFound("say why"), 404), (Conflict("say why"), 409), (Infeasible("say why"), 422),
-        (BackendError("say why"), 422), (StateError("say why"), 503), (InflessError("say why"), 500),
+        (InvalidInput("say why"), 400), (NotFound("say why"), 404), (Conflict("say why"), 409), (QuotaExceeded("say why"), 403),
+        (Infeasible("say why"), 422), (BackendError("say why"), 422), (StateError("say why"), 503), (InflessError("say why"), 500),
     ],
 )  # fmt: skip
 def test_errors_become_a_status_and_their_sentence(client, controller, failure, status):

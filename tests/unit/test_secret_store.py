@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infless_core.errors import Conflict, InvalidInput, NotFound, StateError
+from infless_core.errors import Conflict, InvalidInput, NotFound, QuotaExceeded, StateError
 from infless_provider import secret_store
 from infless_provider.secret_store import SecretStore
 from infless_provider.wire import SecretWish
@@ -102,7 +102,7 @@ class TestValues:
         for name in "abc":
             store.create(wish(name))
         store.create(wish("a", namespace="dev"))
-        with pytest.raises(Conflict, match=f"namespace '{NS}' holds 3 secrets, as many as it may"):
+        with pytest.raises(QuotaExceeded, match=f"namespace '{NS}' holds 3 secrets, as many as it may"):
             store.create(wish("d"))
         store.update(wish("a"))
         store.delete(NS, "a")

@@ -82,7 +82,7 @@ def reconcile(plan: Plan, bounds: Mapping[str, Bounds], actual: Iterable[Actual]
     """What to do so that what runs becomes what is planned.
 
     Instances outside the plan are spares: they hold no planned cores, answer what nobody planned for, and stay while
-    a function wants a minimum. Instances of functions without bounds are drained. Never more than `most` are kept or
+    a function wants a minimum, or take a planned start's place. Instances of functions without bounds are drained. Never more than `most` are kept or
     started, and the last ready instance goes only when one that is starting has become ready.
 
     Args:
@@ -125,11 +125,19 @@ def _reconcile_function(
         elif len(kept) < bound.most:
             kept.append(instance)
             actions += _adapt(instance, wanted.configuration)
-    for wanted in new[: bound.most - len(kept)]:
-        reason = f"planned for {wanted.rate_rps:.0f} of at most {wanted.rate_up_rps:.0f} requests/s"
-        starts.append(Start(function=function, configuration=wanted.configuration, reason=reason))
-    count = min(bound.most, len(kept) + len(new))
     left = [instance for instance in sorted(running, key=lambda i: (not i.ready, i.id)) if instance not in kept]
+    for wanted in new[: bound.most - len(kept)]:
+        # One that the plan does not know was started since, or would go: it is there sooner than a new one.
+        same = (i for i in left if i.configuration.gpu_percent == wanted.configuration.gpu_percent)
+        instance = next(same, None)
+        if instance is not None:
+            left.remove(instance)
+            kept.append(instance)
+            actions += _adapt(instance, wanted.configuration)
+        else:
+            reason = f"planned for {wanted.rate_rps:.0f} of at most {wanted.rate_up_rps:.0f} requests/s"
+            starts.append(Start(function=function, configuration=wanted.configuration, reason=reason))
+    count = len(kept) + len(starts)
     spares = left[: max(0, bound.least - count)]
     missing = bound.least - count - len(spares)
     spare = Start(function=function, configuration=bound.spare, reason=f"keeps the least of {bound.least}")

@@ -98,6 +98,16 @@ def test_the_fleet_becomes_the_plan_plus_spares(situation):
 
 
 @given(situations())
+def test_nothing_is_started_beside_what_is_thrown_away(situation):
+    """What can be changed in place is; only another share of a GPU needs another process."""
+    plan, bounds, fleet = situation
+    actions = reconcile(plan, bounds, fleet.values())
+    started = {(a.function, a.configuration.gpu_percent) for a in actions if isinstance(a, Start)}
+    drained = {(fleet[a.id].function, fleet[a.id].configuration.gpu_percent) for a in actions if isinstance(a, Drain)}
+    assert not started & drained
+
+
+@given(situations())
 def test_it_never_drains_below_the_least(situation):
     """Counting what runs or starts."""
     plan, bounds, fleet = situation

@@ -73,8 +73,20 @@ def test_a_kept_instance_that_has_vanished_is_started_anew():
 
 def test_what_nobody_planned_is_drained():
     """After the starts."""
-    actions = reconcile(plan(planned("f-1", PlanAction.START)), BOUNDS, [runs("a"), runs("b", ready=False)])
+    given = planned("f-1", PlanAction.START, SHARED)
+    actions = reconcile(plan(given), BOUNDS, [runs("a"), runs("b", ready=False)])
     assert kinds(actions) == [("Replace", "a"), ("Drain", "b")]
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_one_that_the_plan_does_not_know_serves_instead_of_a_new_one(ready):
+    """A request has started it while the solver worked: two would start, and one be thrown away."""
+    wanted = planned("f-1", PlanAction.START, WIDE)
+    assert reconcile(plan(wanted), BOUNDS, [runs("a", ready=ready)]) == (Resize(id="a", configuration=WIDE),)
+    assert kinds(reconcile(plan(wanted), BOUNDS, [runs("a"), runs("b", ready=False)])) == [
+        ("Resize", "a"),
+        ("Drain", "b"),
+    ]
 
 
 def test_spares_stay_up_to_the_least():

@@ -167,15 +167,21 @@ def remove(gateway: str | None, state_dir: Path | None, names: tuple[str, ...]) 
 @_STATE
 @_JSON
 def status(gateway: str | None, state_dir: Path | None, as_json: bool) -> None:
-    """Instances, the configuration each one got, and why."""
+    """Instances, the configuration each one got, and why; functions that have none, and why."""
+    from infless_provider.status_text import status_lines
+
     overview = Client(gateway or DEFAULT_GATEWAY, find_credentials(state_dir)).overview()
     if as_json:
         click.echo(json.dumps(overview, indent=1))
         return
-    for one in overview["instances"]:
-        window = "-" if one["rate_up_rps"] is None else f"{one['rate_low_rps']:.0f}-{one['rate_up_rps']:.0f}/s"
-        given = f"b={one['batch']} c={one['cpu_cores']} g={one['gpu_percent']}%"
-        click.echo(f"{one['id']:32} {one['phase']:9} {given:18} {window:14} {one['why']}")
+    for line in status_lines(overview):
+        click.echo(line)
+    if not overview["functions"]:
+        click.echo(
+            "no function is served; deploy one with `infless deploy`"
+            " (if one was deployed before, the provider's log says why it is not served)",
+            err=True,
+        )
 
 
 if __name__ == "__main__":

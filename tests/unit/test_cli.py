@@ -111,6 +111,9 @@ def test_a_full_disk_is_one_line(run, monkeypatch):
     assert (result.exit_code, result.stderr) == (1, "infless: [Errno 28] No space left on device\n")
 
 
+BROKEN = {"function": "g.openfaas-fn", "in_flight": 0, "last_failure": "no model", "rolled_back": ""}
+
+
 class FakeProvider:
     """Takes `good`, refuses `bad`."""
 
@@ -126,13 +129,22 @@ class FakeProvider:
             raise NotFound("no function 'missing'")
 
     def overview(self):
-        """One instance with a window, one without."""
-        one = {"id": "f-1", "phase": "ready", "batch": 4, "cpu_cores": 2, "gpu_percent": 0, "why": "planned"}
+        """One instance with a window, one without, and a function that failed."""
+        one = {
+            "id": "f-1",
+            "function": "f.openfaas-fn",
+            "phase": "ready",
+            "batch": 4,
+            "cpu_cores": 2,
+            "gpu_percent": 0,
+            "why": "planned",
+        }
         return {
             "instances": [
                 {**one, "rate_low_rps": 1.0, "rate_up_rps": 9.6},
                 {**one, "rate_low_rps": None, "rate_up_rps": None},
-            ]
+            ],
+            "functions": [{"function": "f.openfaas-fn", "in_flight": 0}, BROKEN],
         }
 
 
@@ -159,7 +171,22 @@ def test_status(run, monkeypatch):
     lines = run("status").stdout.splitlines()
     assert lines[0].split() == ["f-1", "ready", "b=4", "c=2", "g=0%", "1-10/s", "planned"]
     assert lines[1].split()[5] == "-"
+    assert lines[2].split()[:5] == ["g.openfaas-fn", "not", "ready:", "no", "model;"]
+    assert len(lines) == 3
     assert len(json.loads(run("status", "--json").stdout)["instances"]) == 2
+
+
+def test_status_without_a_function(run, monkeypatch):
+    """Nothing on stdout; what to do on stderr, but not beside JSON."""
+    nothing = {"instances": [], "functions": [], "events": []}
+    monkeypatch.setattr(FakeProvider, "overview", lambda _: nothing)
+    monkeypatch.setattr(cli, "Client", lambda *_: FakeProvider())
+    result = run("status")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith("no function is served; deploy one with `infless deploy`")
+    assert len(result.stderr.splitlines()) == 1
+    result = run("status", "--json")
+    assert (json.loads(result.stdout), result.stderr) == (nothing, "")
 
 
 def test_remove(run, monkeypatch):

@@ -148,7 +148,9 @@ class Autoscaler:
                     f" requests/s; {wanted.configuration} meets"
                     f" {format_duration(function.wishes.latency_target_s)} up to {wanted.rate_up_rps:.0f}/s"
                 )
-                self._controller.fleet.record("plan", instance, instance.reason)
+                if instance.planned != wanted.configuration:  # else every plan of every second would tell the same
+                    instance.planned = wanted.configuration
+                    self._controller.fleet.record("plan", instance, instance.reason)
 
     async def problem(self) -> Problem:
         """What would be planned now, and idle functions at rate 0: who asks what-if can name them."""

@@ -16,10 +16,10 @@ from infless_core.clock import Clock
 from infless_core.errors import InflessError, StateError, Unavailable
 from infless_core.lifecycle import Event, Phase
 from infless_core.model import Configuration
-from infless_provider.backends.base import Address, Backend, Launch, Stage
+from infless_provider.backends.base import Address, Backend, Stage
 from infless_provider.functions import FunctionState, Instance
 from infless_provider.settings import Settings
-from infless_provider.state import State, StoredInstance
+from infless_provider.state import State
 from infless_provider.upstream import Upstream, UpstreamError
 
 LOG = logging.getLogger("infless.fleet")
@@ -27,6 +27,10 @@ WATCH_S = 0.1
 """How often starting instances are asked whether they are ready."""
 _EVERYONE_EACH = 10
 """Those that serve are looked at each so many times, should a backend's event be lost."""
+ALIVE_S = 10.0
+"""How often an instance that serves is asked whether it lives, and how long it may take to say so."""
+UNHEARD_MAX = 3
+"""So many times in a row without a word, and it hangs (as many as Kubernetes' liveness probes)."""
 STREAM_MAX_S = 3600.0
 """The longest time that an instance which is to go may stay for an answer in pieces. The proxy cuts silent ones long
 before; one that flows is let finish."""
@@ -78,8 +82,9 @@ class Fleet:
         instance = self._admit(function, id_, configuration, reason)
         instance.replaces = replaces
         try:
-            self._state.put_instance(_stored(instance))
-            self._backend.start(self._launch(function, instance))
+            self._state.put_instance(instance.stored())
+            server, secrets = self._backend.servers[0], self.secrets_of(function.key, instance.version)
+            self._backend.start(function.launch(instance, server, secrets))
         except InflessError as error:
             function.instances.pop(id_, None)
             self._remove(instance)
@@ -96,24 +101,6 @@ class Fleet:
             id_ = f"{name}-{self._serial:x}"
             if id_ not in self.instances:
                 return id_
-
-    def _launch(self, function: FunctionState, instance: Instance) -> Launch:
-        spec, server = function.stored.spec, self._backend.servers[0]
-        return Launch(
-            id=instance.id,
-            function=function.key,
-            version=instance.version,
-            artifact=function.stored.version.artifact,
-            environment=function.wishes.environment(spec.env_vars),
-            configuration=instance.configuration,
-            latency_target_s=function.wishes.latency_target_s,
-            server=server.id,
-            gpu=server.gpus[0].id if instance.configuration.gpu_percent and server.gpus else None,
-            memory_bytes=spec.memory_limit_bytes,
-            secrets=self.secrets_of(function.key, instance.version),
-            read_only_root=spec.read_only_root_filesystem,
-            process=spec.env_process,
-        )
 
     def adopt(self, functions: dict[str, FunctionState]) -> None:
         """After a restart: take over what still runs, forget what does not, end what belongs to nobody."""
@@ -138,7 +125,7 @@ class Fleet:
             StateError: nothing has changed then.
         """
         old = instance.configuration
-        self._state.put_instance(_stored(instance, configuration))
+        self._state.put_instance(instance.stored(configuration))
         instance.configuration = configuration
         instance.untold = True  # `_look` tells it as soon as it is ready
         if configuration.cpu_cores != old.cpu_cores:
@@ -207,6 +194,8 @@ class Fleet:
                 self._backend.kill(instance.id)
             elif instance.address is not None:
                 self._ask(instance, self._ask_ready)
+        elif instance.phase is Phase.READY and now_s - instance.asked_s >= ALIVE_S:
+            self._ask(instance, self._ask_alive)
         elif instance.phase is Phase.READY and instance.untold:
             self._ask(instance, self._configure)
         elif instance.phase is Phase.DRAINING:
@@ -221,7 +210,7 @@ class Fleet:
         if old is None or (old.host, old.port) != (address.host, address.port):
             instance.upstream = Upstream(address.host, address.port)
         try:
-            self._state.put_instance(_stored(instance))
+            self._state.put_instance(instance.stored())
         except StateError as error:
             LOG.error("%s may be ended by the next restart: %s", instance.id, error)  # noqa: TRY400
 
@@ -246,10 +235,26 @@ class Fleet:
         # A function of somebody else's template answers, and knows no such path: it serves.
         if reply.status in (200, 404, 405) and instance.phase is Phase.STARTING:
             instance.advance(Event.READY)
-            took_s = self._clock.now_s() - instance.started_at_s
+            instance.asked_s = self._clock.now_s()
+            took_s = instance.asked_s - instance.started_at_s
             self.record("ready", instance, f"after {took_s:.2f} s")
             self.on_ready(instance)
             self.on_change(instance.function)
+
+    async def _ask_alive(self, instance: Instance) -> None:
+        """One that hangs is ended: it would take requests for ever and answer none."""
+        instance.asked_s = self._clock.now_s()
+        instance.unheard += 1
+        try:
+            # Whatever it says: somebody else's template knows no such path.
+            await (await instance.upstream.request("GET", "/_/health", (), b"", timeout_s=ALIVE_S)).read()
+            instance.unheard = 0
+        except UpstreamError:
+            if instance.unheard >= UNHEARD_MAX and instance.phase is Phase.READY:
+                instance.doom = f"it hangs: {UNHEARD_MAX} times it did not say within {ALIVE_S:.0f} s that it lives"
+                LOG.warning("%s is ended: %s", instance.id, instance.doom)
+                self._backend.kill(instance.id)
+            raise
 
     async def _configure(self, instance: Instance) -> None:
         instance.untold = False
@@ -379,13 +384,3 @@ class Fleet:
             task.cancel()
         for instance in list(self.instances.values()):
             await instance.upstream.close()
-
-
-def _stored(instance: Instance, configuration: Configuration | None = None) -> StoredInstance:
-    return StoredInstance(
-        id=instance.id,
-        function=instance.function,
-        version=instance.version,
-        configuration=configuration or instance.configuration,
-        address=asdict(instance.address) if instance.address else {},
-    )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from infless_core.errors import Infeasible
 from infless_core.labels import GpuWish, Wishes
 from infless_core.lifecycle import Event, Phase, advance
-from infless_core.model import Configuration, FunctionDemand, FunctionSpec, ProfilePoint
+from infless_core.model import Configuration, FunctionDemand, FunctionSpec, ProfilePoint, Server
 from infless_core.units import format_duration
-from infless_provider.backends.base import Address
-from infless_provider.state import StoredFunction
+from infless_provider.backends.base import Address, Launch
+from infless_provider.state import StoredFunction, StoredInstance
 from infless_provider.upstream import Upstream
 from infless_scheduler.autoscale import RateEstimate, ScalingWatch
 from infless_scheduler.dispatch import TurnDispatcher, dispatch_rates
@@ -76,12 +77,28 @@ class Instance:
     drain_until_s: float = 0.0
     doom: str = ""
     """Why we ended it ourselves, when it did not ask for that."""
+    planned: Configuration | None = None
+    """What the newest plan that has it gives it."""
+    unheard: int = 0
+    """Questions in a row, since it was ready, that it has not answered."""
+    asked_s: float = 0.0
+    """When it was asked last whether it lives."""
     adopted: bool = False
     """Found after a restart: before that it may have been ready, or asked to end."""
 
     def advance(self, event: Event) -> None:
         """Move on in the life of an instance."""
         self.phase = advance(self.phase, event)
+
+    def stored(self, configuration: Configuration | None = None) -> StoredInstance:
+        """Its row, with another configuration on wish."""
+        return StoredInstance(
+            id=self.id,
+            function=self.function,
+            version=self.version,
+            configuration=configuration or self.configuration,
+            address=asdict(self.address) if self.address else {},
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,6 +140,25 @@ class FunctionState:
     def version(self) -> str:
         """`state.Version.id` of what is deployed: instances of another one are to be replaced."""
         return self.stored.version.id
+
+    def launch(self, instance: Instance, server: Server, secrets: Path | None) -> Launch:
+        """What a backend needs to start an instance of the newest version."""
+        spec = self.stored.spec
+        return Launch(
+            id=instance.id,
+            function=self.key,
+            version=instance.version,
+            artifact=self.stored.version.artifact,
+            environment=self.wishes.environment(spec.env_vars),
+            configuration=instance.configuration,
+            latency_target_s=self.wishes.latency_target_s,
+            server=server.id,
+            gpu=server.gpus[0].id if instance.configuration.gpu_percent and server.gpus else None,
+            memory_bytes=spec.memory_limit_bytes,
+            secrets=secrets,
+            read_only_root=spec.read_only_root_filesystem,
+            process=spec.env_process,
+        )
 
     @property
     def rate_rps(self) -> float:

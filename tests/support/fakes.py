@@ -18,7 +18,7 @@ from infless_provider.controller import Controller
 from infless_provider.secret_store import SecretStore
 from infless_provider.settings import NAMESPACE, Settings
 from infless_provider.state import State
-from infless_provider.upstream import NotSent
+from infless_provider.upstream import NotSent, TimedOut
 from infless_provider.views import Views
 from infless_provider.wire import SecretWish
 
@@ -43,7 +43,7 @@ class FakeBackend:
         self.asked_to_end, self.forgotten, self.failure, self.words = [], [], None, ""
         self.runs_as = None
         self.swept, self.resized, self.why, self.on_event = None, [], "", lambda _: None
-        self.crash, self.late = "", False
+        self.crash, self.late, self.hanging = "", False, set()
         self._bundles, self._kept = bundles_dir, kept_dir
 
     async def open(self):
@@ -231,6 +231,8 @@ class World:
         async def request(method, target, headers, body, *, timeout_s):
             if host not in self.backend.running:
                 raise NotSent(f"{host} cannot be reached")
+            if host in self.backend.hanging:
+                raise TimedOut(f"{host} did not answer within {timeout_s:g} s")
             status = self.ready_status if host in self.backend.ready else 503
             if target == "/_/config":
                 status = self.refusals.pop() if self.refusals else 200

@@ -10,7 +10,7 @@ from infless_core.errors import StateError
 from infless_core.lifecycle import Phase
 from infless_core.model import Configuration, Gpu
 from infless_provider import fleet
-from infless_provider.fleet import DRAIN_GRACE_S, STREAM_MAX_S
+from infless_provider.fleet import ALIVE_S, DRAIN_GRACE_S, STREAM_MAX_S, UNHEARD_MAX
 from infless_provider.state import State
 
 SMALL = Configuration(batch=1, cpu_cores=1)
@@ -403,6 +403,47 @@ def test_an_instance_that_ends_while_it_serves(world):
         assert (f.dispatcher.choose(), f.instances, world.state.instances()) == (None, {}, [])
         assert (one.phase, world.dirty, f.failures) == (Phase.GONE, before + 1, 0)
         world.fleet.check(one)  # twice is no fault
+
+    run(scenario())
+
+
+def test_an_instance_that_hangs_is_ended(world):
+    """It would take requests for ever; another one is planned at once, and the reason is told."""
+
+    async def scenario():
+        f = await world.deploy()
+        one, other = await world.running(f), await world.running(f)
+        world.backend.hanging.add(one.id)
+        for asked in range(UNHEARD_MAX):
+            assert f.serving() == [one, other], asked
+            world.clock.advance(ALIVE_S)
+            dirty = world.dirty
+            await world.look(2)
+        assert (f.serving(), world.dirty > dirty) == ([other], True)
+        (end,) = [event for event in world.fleet.events if event["event"] == "end"]
+        assert end["why"] == "it hangs: 3 times it did not say within 10 s that it lives"
+        assert f.failures == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("busy", [1, UNHEARD_MAX - 1])
+def test_one_that_is_only_slow_is_not_ended(world, busy):
+    """A word in between is enough, also for what it was not told meanwhile."""
+
+    async def scenario():
+        f = await world.deploy()
+        one = await world.running(f)
+        for _ in range(5):
+            world.backend.hanging = {one.id}
+            world.fleet.resize(one, replace(one.configuration, batch=one.configuration.batch % 8 + 1))
+            for _ in range(busy):
+                world.clock.advance(ALIVE_S)
+                await world.look(2)
+            world.backend.hanging = set()
+            world.clock.advance(ALIVE_S)
+            await world.look(2)
+            assert (f.serving(), one.unheard, one.untold) == ([one], 0, False)
 
     run(scenario())
 

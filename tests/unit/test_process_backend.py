@@ -102,6 +102,7 @@ def test_without_a_gpu_or_secrets_nothing_is_said_of_them():
     [
         ({"read_only_root_filesystem": True}, ["readOnlyRootFilesystem"]),
         ({"env_process": "serve --now"}, ["envProcess"]),
+        ({"env_process": "python -m infless_watchdog"}, []),
         ({"read_only_root_filesystem": True, "env_process": "x"}, ["readOnlyRootFilesystem", "envProcess"]),
         ({}, []),
     ],

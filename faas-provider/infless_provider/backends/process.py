@@ -34,6 +34,8 @@ from infless_provider.backends.process_instance import END_S, HOST, ProcessInsta
 from infless_provider.backends.process_launch import command_line, environment, mounted
 
 LOG = logging.getLogger("infless.process")
+_PROCESS = "python -m infless_watchdog"
+"""What our template's `template.yml` says, and what is run here anyway."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 """The machine has no room just now: no fault of what was to be started."""
 
@@ -337,7 +339,8 @@ class ProcessBackend:
 
 def _ignored(spec: FunctionSpec) -> list[str]:
     """Fields of a deployment that only containers have, by their names in it."""
-    asked = {"readOnlyRootFilesystem": spec.read_only_root_filesystem, "envProcess": bool(spec.env_process)}
+    other = spec.env_process not in ("", _PROCESS)
+    asked = {"readOnlyRootFilesystem": spec.read_only_root_filesystem, "envProcess": other}
     return [field for field, is_asked in asked.items() if is_asked]
 
 

@@ -164,9 +164,30 @@ def run_curve(
     except (OSError, subprocess.SubprocessError) as error:
         raise BackendError(f"{bundle.name} could not be timed: {error}") from error
     if code != 0:
-        words = [line for line in err.splitlines() if line.strip()]
-        raise BackendError(words[-1] if words else f"timing ended with exit code {code}")
+        raise BackendError(why_it_died(code, out, err))
     return out
+
+
+def why_it_died(code: int, out: str, err: str) -> str:
+    """A sentence on a `--curve` that failed.
+
+    Args:
+        code: its exit code; that of Python with words on stderr is 1, and these are then enough.
+        out: what it printed on stdout, records included.
+        err: the same on stderr.
+    """
+    complaints = [line for line in err.splitlines() if line.strip()]
+    if complaints and code == 1:
+        return complaints[-1]
+    told = complaints or [line for line in out.splitlines() if line.strip() and not _is_record(line)]
+    return f"timing ended with exit code {code}{f': {told[-1].strip()}' if told else ''}"
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _run(

@@ -294,6 +294,26 @@ def test_a_timing_that_needs_too_much_memory_says_so(tmp_path, monkeypatch):
         assert engine.boxes == {}
 
 
+@pytest.mark.parametrize(
+    ("printed", "words"),
+    [
+        ({"stdout": b'no licence\n{"batch": 1}\n'}, "timing ended with exit code 3: no licence"),
+        ({"stdout": b"loading\n", "stderr": b"no licence\n"}, "timing ended with exit code 3: no licence"),
+        ({}, "timing ended with exit code 3"),
+    ],
+)
+def test_a_timing_that_dies_says_what_it_printed_last(tmp_path, monkeypatch, printed, words):
+    """On stderr, else on stdout, where records are no words."""
+    with opened(tmp_path) as (world, _):
+        engine = world.engine
+        monkeypatch.setattr(engine, "wait", lambda *_: 3)
+        monkeypatch.setattr(engine, "output", lambda _, *, stderr: printed.get("stderr" if stderr else "stdout", b""))
+        order = CurveOrder(artifact=OURS.id, environment={}, batches=[1], cpu_cores=1, budget_s=0.1, timeout_s=60.0)
+        with pytest.raises(BackendError) as fault:
+            world.backend.curve(order)
+        assert str(fault.value) == words
+
+
 def test_a_backend_that_was_not_opened_closes(tmp_path):
     """After an engine that did not answer."""
     world = Opened(tmp_path)

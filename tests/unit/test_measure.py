@@ -102,8 +102,23 @@ def test_a_handler_that_cannot_be_loaded_says_why(bundle):
 
 def test_a_child_that_dies_silently(bundle):
     """Then its exit code has to do."""
-    with pytest.raises(BackendError, match="timing ended with exit code 7"):
+    with pytest.raises(BackendError, match="^timing ended with exit code 7$"):
         run(bundle("os._exit(7)"))
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ('print("no licence"); print(json.dumps({"batch": 1})); print(" "); sys.exit(3)', "3: no licence"),
+        ('print("on stdout"); sys.stderr.write("warming\\nno licence\\n\\n"); sys.exit(3)', "3: no licence"),
+        ("print(42, flush=True); os.kill(os.getpid(), 11)", "-11: 42"),
+        ("print(json.dumps({}), flush=True); os._exit(4)", "4"),
+    ],
+)
+def test_a_child_that_dies_without_a_traceback(bundle, script, words):
+    """What it printed last is told: on stderr, else on stdout, where records are no words."""
+    with pytest.raises(BackendError, match=f"^timing ended with exit code {words}$"):
+        run(bundle(script))
 
 
 @pytest.mark.parametrize("how", ["cancelled", "late"])

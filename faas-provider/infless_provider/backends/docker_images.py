@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 
 from infless_core.errors import BackendError, Unavailable
 from infless_core.model import FunctionSpec
+from infless_profiler.measure import why_it_died
 from infless_provider.backends.base import Artifact, CurveOrder
 from infless_provider.backends.docker_api import Engine, Image, NoSuch
 from infless_provider.backends.docker_launch import WATCHDOG, Site, checked_reference, curve_config, why_ended
@@ -86,19 +87,21 @@ class Timings:
             container = self._engine.create(name, curve_config(order, image, cores, site, token))
             self._engine.start(container)
             code = self._wait(container, order)
-            printed = self._engine.output(container, stderr=code != 0).decode(errors="replace")
-            if code and (ended := self._engine.inspect(container)).out_of_memory:
+            printed = self._printed(container, stderr=False)
+            if not code:
+                return printed
+            if (ended := self._engine.inspect(container)).out_of_memory:
                 raise BackendError(why_ended(ended, ""))
+            raise BackendError(why_it_died(code, printed, self._printed(container, stderr=True)))
         except NoSuch:
             raise BackendError(gone(image.id)) from None
         finally:
             with contextlib.suppress(BackendError):  # the watcher removes what is left
                 self._engine.remove(name)
             self._running.discard(token)
-        if code:
-            told = [line for line in printed.splitlines() if line.strip()]
-            raise BackendError(told[-1] if told else f"timing ended with exit code {code}")
-        return printed
+
+    def _printed(self, container: str, *, stderr: bool) -> str:
+        return self._engine.output(container, stderr=stderr).decode(errors="replace")
 
     def _wait(self, container: str, order: CurveOrder) -> int:
         for _ in range(math.ceil(order.timeout_s / _LOOK_S)):

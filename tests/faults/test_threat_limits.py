@@ -289,8 +289,15 @@ class TestTls:
     def test_our_own_client_speaks_it(self, secure, monkeypatch):
         """It trusts whom it is told to, and says what to do where it does not."""
         client = Client(f"https://localhost:{secure.port}", Credentials(user="admin", password=secure.password))
-        with pytest.raises(Refused, match=r"certificate of https://localhost:\d+ is not trusted.*REQUESTS_CA_BUNDLE"):
+        with pytest.raises(
+            Refused,
+            match=r"^the certificate of https://localhost:\d+ is not trusted: self.signed certificate; name your own in",
+        ):
             client.overview()
+        with pytest.raises(
+            Refused, match=r"hangs up without an answer; if it speaks https, write https://localhost:\d+$"
+        ):
+            Client(f"http://localhost:{secure.port}", None).overview()
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.signed.certificate))
         client = Client(f"https://localhost:{secure.port}", Credentials(user="admin", password=secure.password))
         assert client.overview()["functions"] == []

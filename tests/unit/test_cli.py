@@ -2,12 +2,17 @@
 
 import json
 import os
+import socket
+import ssl
+import threading
 from pathlib import Path
 
 import pytest
+import urllib3
 from click.testing import CliRunner
+from urllib3.exceptions import MaxRetryError
 
-from infless_core.errors import NotFound
+from infless_core.errors import InvalidInput, NotFound
 from infless_provider import cli, client, profile_stack
 from infless_provider.auth import Credentials
 from infless_provider.client import Client, Refused, find_credentials
@@ -269,6 +274,87 @@ class TestClient:
         monkeypatch.setattr(client.requests.Session, "request", lambda *_, **__: (_ for _ in ()).throw(broken))
         with pytest.raises(Refused, match="GET http://x/system/infless/problem: broken"):
             Client("http://x", None).problem()
+
+    @pytest.mark.parametrize(("scheme", "hint"), [("http", "; if it speaks https, write https://"), ("https", "")])
+    def test_somebody_who_hangs_up(self, scheme, hint):
+        """Something is there: there is nothing to start, but perhaps it wants TLS."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def hang_up():
+                listener.accept()[0].close()
+
+            hanging_up = threading.Thread(target=hang_up)
+            hanging_up.start()
+            gateway = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+            with pytest.raises(Refused) as fault:
+                Client(gateway, None).overview()
+            hanging_up.join()
+        assert "start one" not in str(fault.value)
+        assert "Max retries" not in str(fault.value)
+        if hint:
+            assert str(fault.value) == f"{gateway} hangs up without an answer{hint}{gateway.partition('//')[2]}"
+
+    @pytest.mark.parametrize(
+        ("reason", "words"),
+        [
+            (
+                ssl.SSLCertVerificationError(
+                    1, "[SSL: X] certificate verify failed: self-signed certificate (_ssl.c:1)"
+                ),
+                "the certificate of https://x is not trusted: [SSL: X] certificate verify failed: self-signed",
+            ),
+            (
+                ssl.SSLError(1, "[SSL] wrong version number"),
+                "https://x does not speak https: [SSL] wrong version number",
+            ),
+        ],
+    )
+    def test_only_the_reason_of_a_failed_handshake_is_told(self, monkeypatch, reason, words):
+        """Not in how many wrappings it came; also for a POST that follows a PUT."""
+        pool = MaxRetryError(None, "/", urllib3.exceptions.SSLError(reason))
+
+        def request(_, verb, *__, **___):
+            if verb == "PUT":
+                reply = client.requests.Response()
+                reply.status_code = 404
+                return reply
+            raise client.requests.exceptions.SSLError(pool)
+
+        monkeypatch.setattr(client.requests.Session, "request", request)
+        with pytest.raises(Refused) as fault:
+            Client("https://x", None).deploy({})
+        assert str(fault.value).startswith(words)
+        assert "Max retries" not in str(fault.value)
+
+    def test_an_answer_that_does_not_come(self, monkeypatch):
+        """How long was waited for it; the provider is there."""
+        late = client.requests.exceptions.ReadTimeout("HTTPConnectionPool(host='x', port=80): Read timed out.")
+        monkeypatch.setattr(client.requests.Session, "request", lambda *_, **__: (_ for _ in ()).throw(late))
+        with pytest.raises(Refused, match="^GET http://x/system/overview: no answer within 300 s$"):
+            Client("http://x", None).overview()
+
+    @pytest.mark.parametrize(
+        "gateway",
+        ["nonsense", "http://", "ftp://a", "127.0.0.1:8080", "localhost:8080", "http://a:b", "http://a:0", "http://[::1",
+         "http://a/?b=c", "http://a/#b"],
+    )  # fmt: skip
+    def test_what_is_no_gateway(self, run, gateway):
+        """Wrong usage, in a sentence of ours, before anything is asked."""
+        result = run("remove", "-g", gateway, "f")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == (
+            f"infless: {gateway!r} is not the URL of a gateway; write for example 'http://127.0.0.1:8080'\n"
+        )
+
+    def test_an_address_that_only_requests_refuses(self):
+        """In the same sentence."""
+        with pytest.raises(InvalidInput, match="'http://.a' is not the URL of a gateway"):
+            Client("http://.a", None).overview()
+
+    @pytest.mark.parametrize("gateway", ["http://[::1]:8080", "https://a/openfaas/", "http://me:pw@a"])
+    def test_what_is_one(self, gateway):
+        """Also below a path, as behind a proxy."""
+        Client(gateway, None)
 
     @pytest.mark.parametrize(("status", "error"), [(404, NotFound), (401, Refused), (400, Refused), (500, Refused)])
     def test_refusals_carry_the_providers_words(self, answer, status, error):

@@ -12,6 +12,8 @@ from infless_provider.wire import function_key, parse_rfc3339_s
 DEFAULT_PAST_S = 300.0
 """Without `since`, faas-netes and faasd show the last five minutes."""
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_FOLLOW = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False, "": False}
+"""As Go's clients read and write it, in any case."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 
 
@@ -51,11 +53,14 @@ def parse_query(query: str, now_s: float) -> LogQuery:
         raise InvalidInput("name is missing: name the function whose logs you want")
     tail = keys.get("tail") or "0"
     if not _WHOLE.fullmatch(tail):
-        raise InvalidInput(f"tail: {tail!r} is not a whole number")
+        raise InvalidInput(f"tail: {tail!r} is not a whole number of at most 18 digits")
+    follow = keys.get("follow", "").lower()
+    if follow not in _FOLLOW:
+        raise InvalidInput(f"follow: {keys['follow']!r} is not allowed; use true, false, 1 or 0")
     return LogQuery(
         key=key,
         since_s=parse_rfc3339_s(keys["since"]) if keys.get("since") else now_s - DEFAULT_PAST_S,
         tail=max(0, int(tail)),
-        follow=keys.get("follow", "").lower() in ("1", "t", "true"),
+        follow=_FOLLOW[follow],
         instance=instance,
     )

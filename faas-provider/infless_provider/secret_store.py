@@ -77,7 +77,9 @@ class SecretStore:
             self._write_copies(wish)
 
     def delete(self, namespace: str, name: str) -> None:
-        """Forget a secret. Functions that run keep their copies until they are deployed anew, or it is created again.
+        """Forget a secret.
+
+        A function that names it keeps its copies, for new instances too, until it is deployed without it (see `sweep`).
 
         Raises:
             NotFound: it does not exist.

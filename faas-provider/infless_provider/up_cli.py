@@ -31,7 +31,7 @@ def parse_limits(texts: Iterable[str]) -> dict[str, int]:
     """Settings from `NAME=NUMBER`.
 
     Raises:
-        InvalidInput: no such limit, or no number above 0.
+        InvalidInput: no such limit, or no number from 1 to 999999999.
     """
     found = {}
     for text in texts:
@@ -39,7 +39,7 @@ def parse_limits(texts: Iterable[str]) -> dict[str, int]:
         if name not in LIMITS:
             raise InvalidInput(f"--limit: {name!r} is unknown; allowed are {', '.join(LIMITS)}, as in functions=5000")
         if not re.fullmatch("[1-9][0-9]{0,8}", number):
-            raise InvalidInput(f"--limit: {text!r}: write a whole number above 0, as in {name}=5000")
+            raise InvalidInput(f"--limit: {text!r}: write a whole number from 1 to 999999999, as in {name}=5000")
         found[LIMITS[name]] = int(number)
     return found
 

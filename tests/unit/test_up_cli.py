@@ -111,8 +111,12 @@ def test_every_option_is_a_variable(run, given, monkeypatch, variable, text, fie
     [
         (("--port", "0"), "--port"),
         (("--limit", "replicas=3"), "--limit: 'replicas' is unknown; allowed are connections, functions, "),
-        (("--limit", "functions"), "--limit: 'functions': write a whole number above 0, as in functions=5000"),
-        (("--limit", "waiting=-1"), "--limit: 'waiting=-1': write a whole number above 0"),
+        (
+            ("--limit", "functions"),
+            "--limit: 'functions': write a whole number from 1 to 999999999, as in functions=5000",
+        ),
+        (("--limit", "waiting=-1"), "--limit: 'waiting=-1': write a whole number from 1 to 999999999"),
+        (("--limit", "waiting=1000000000"), "--limit: 'waiting=1000000000': write a whole number from 1 to 999999999"),
         (("--queued-body-max", "0"), "0 would refuse everything"),
         (
             ("--queued-body-max", "1Gi"),

@@ -161,11 +161,15 @@ class FakeEngine:
         """What a timing prints."""
         return b'{"batch": 1}\n'
 
-    def follow(self, container, since_s):
+    def printed(self, container, since_s):
         """A container that is silent."""
         stream = FakeStream()
         stream.close()
         return stream
+
+    def follow(self, container, since_s, silence_s):
+        """The same, that is told to have ended."""
+        return self.printed(container, since_s)
 
     def events(self, owner, for_s):
         """What a test tells."""

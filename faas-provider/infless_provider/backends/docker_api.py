@@ -160,13 +160,17 @@ class Engine(Protocol):
         """What it has printed on stdout, or on stderr."""
         ...
 
-    def follow(self, container: str, since_s: float) -> Stream:
-        """Its output as bytes, one `RFC3339 line` after another, old ones first, until it ends.
+    def printed(self, container: str, since_s: float) -> Stream:
+        """Its output until now as bytes, one `RFC3339 line` after another, old ones first.
 
         Args:
             container: whose.
             since_s: seconds since the epoch; older lines are left out.
         """
+        ...
+
+    def follow(self, container: str, since_s: float, silence_s: float) -> Stream:
+        """The same, and then what it prints, until it ends or is silent for `silence_s`, which may be infinite."""
         ...
 
     def events(self, owner: str, for_s: float) -> Stream:

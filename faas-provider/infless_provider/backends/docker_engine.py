@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import struct
 import time
 import traceback
@@ -60,6 +61,9 @@ class _Client(docker.APIClient):  # type: ignore[misc]
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = EVENTS_S if "/events?" in request.url else STREAM_S
         return super().send(request, **kwargs)
+
+    def _disable_socket_timeout(self, socket: Any) -> None:
+        """Not when the first piece is read, as the package does: `DockerEngine.follow` has said how long to wait."""
 
 
 class DockerEngine:
@@ -195,11 +199,22 @@ class DockerEngine:
         with self._call():
             return bytes(self._client.logs(container, stdout=not stderr, stderr=stderr))
 
-    def follow(self, container: str, since_s: float) -> Stream:
+    def printed(self, container: str, since_s: float) -> Stream:
+        """See `Engine.printed`."""
+        return _Items(self._log(container, since_s, follow=False), bytes)
+
+    def follow(self, container: str, since_s: float, silence_s: float) -> Stream:
         """See `Engine.follow`."""
+        stream = self._log(container, since_s, follow=True)
+        with contextlib.suppress(AttributeError):  # it is over already, and has no socket any more
+            file = self._client._get_raw_response_socket(stream._response)
+            getattr(file, "_sock", file).settimeout(silence_s if math.isfinite(silence_s) else None)
+        return _Items(stream, bytes)
+
+    def _log(self, container: str, since_s: float, *, follow: bool) -> Any:
+        since = {"since": since_s} if since_s > 0 else {}
         with self._call():
-            since = {"since": since_s} if since_s > 0 else {}
-            return _Items(self._client.logs(container, stream=True, follow=True, timestamps=True, **since), bytes)
+            return self._client.logs(container, stream=True, follow=follow, timestamps=True, **since)
 
     def events(self, owner: str, for_s: float) -> Stream:
         """See `Engine.events`."""
@@ -258,6 +273,8 @@ class _Items:
     def close(self) -> None:
         with contextlib.suppress(Exception):  # it may have ended meanwhile, and then has no socket any more
             self._stream.close()
+        with contextlib.suppress(Exception):  # what the package leaves open: the socket's file
+            self._stream._response.close()
 
 
 def _event(found: Mapping[str, Any]) -> ContainerEvent:

@@ -1,5 +1,9 @@
 """A container's output, copied into its instance's log file by a thread: it resumes where an earlier provider ended.
 
+An engine that is followed through a flood loses its place when it turns its own files: it passes over one, tells
+another twice, and may be silent ever after (seen with Docker 20.10). So a flood is not followed: the engine is asked
+again and again for what there is, which is whole each time, and is followed anew when little comes.
+
 The file is like the one that a watchdog writes for itself (`log_file`): `RFC3339 text` lines, `.1` when it is full.
 """
 
@@ -7,19 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from infless_core.errors import BackendError
 from infless_provider.backends.docker_api import Engine, NoSuch, Stream
-from infless_provider.log_files import end_of, rotated
+from infless_provider.log_files import MISSING, end_of, rotated
 
 LOG = logging.getLogger("infless.docker")
 MAX_BYTES = 8 * 1024 * 1024
@@ -27,9 +33,21 @@ MAX_BYTES = 8 * 1024 * 1024
 LINE_MAX = 64 * 1024
 """A line without an end must not grow for ever: here it is broken. Docker itself cuts lines into pieces of 16 KiB."""
 LINES_AT_ONCE = 500
-_REST_S = 0.1
-"""After so many lines a pump rests so long: a function that floods its log must not take the core from invocations. The
-engine keeps 16 MB for it to catch up."""
+BYTES_AT_ONCE = 256 * 1024
+"""So many lines or bytes are much: those of a flood."""
+_FLOOD_S = 0.1
+"""Where much comes within so short a time, the log is flooded."""
+_LATE_S = 1.0
+"""The same where much has come and its last line is older: we are behind already."""
+_RESTS = 3.0
+"""After much of a flood a pump rests, for so many times the processor's time that it took: it must not take the core
+from invocations. The engine keeps 16 MB for it to catch up."""
+_LOOK_S = 1.0
+"""Between two looks at a flood: for each the engine reads all that it keeps."""
+_PATIENCE_S = 2.0
+_PATIENCE_MAX_S = 64.0
+"""After a flood the engine is believed to be silent for so long, then followed anew, and each time for twice as long;
+after the last one for ever."""
 _AGAIN_S = 0.5
 _TAIL_BYTES = 256 * 1024
 _OVERLAP_S = 1.0
@@ -45,6 +63,11 @@ class Line:
     """As Docker writes times, all of one length: in order of bytes is in order of time."""
     text: bytes
 
+    @property
+    def at_s(self) -> float:
+        """Its time in seconds since the epoch, not exact to the nanosecond."""
+        return datetime.fromisoformat(self.stamp.decode()).timestamp()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
@@ -58,7 +81,7 @@ class Resume:
     @property
     def since_s(self) -> float:
         """A little earlier, in seconds since the epoch: as a float it is not exact to the nanosecond."""
-        return datetime.fromisoformat(self.since.decode()).timestamp() - 0.001 if self.since else 0.0
+        return Line(stamp=self.since, text=b"").at_s - 0.001 if self.since else 0.0
 
     def is_new(self, line: Line) -> bool:
         """Whether a line is not in the file; asked once for each."""
@@ -69,9 +92,24 @@ class Resume:
             return False
         return True
 
+    def news(self, lines: Iterable[Line]) -> Iterator[Line]:
+        """Lines that are not in the file; before them one that says so where the engine has lost what is between."""
+        has_met = not self.since
+        for line in lines:
+            if self.is_new(line):
+                if not has_met:
+                    yield Line(stamp=line.stamp, text=MISSING.encode())
+                yield line
+            has_met = True
 
-def lines_of(pieces: Iterable[bytes]) -> Iterator[Line]:
-    """Whole lines from what the engine sends: each piece has a time, only a line's last one its end."""
+
+def lines_of(pieces: Iterable[bytes], *, is_all: bool = True) -> Iterator[Line]:
+    """Whole lines from what the engine sends: each piece has a time, only a line's last one its end.
+
+    Args:
+        pieces: of the engine.
+        is_all: nothing comes after them, so that what has no end is a line, too.
+    """
     stamp, text = b"", b""
     for piece in pieces:
         at, _, rest = piece.partition(b" ")
@@ -84,7 +122,7 @@ def lines_of(pieces: Iterable[bytes]) -> Iterator[Line]:
         if text.endswith(b"\n") or len(text) >= LINE_MAX:
             yield Line(stamp=stamp, text=text.removesuffix(b"\n"))
             stamp, text = b"", b""
-    if stamp:
+    if stamp and is_all:
         yield Line(stamp=stamp, text=text)
 
 
@@ -102,20 +140,20 @@ class LogFile:
         with self._path.open("r+b") as file:
             file.truncate(self._size - len(end_of(self._path, _TAIL_BYTES).rpartition(b"\n")[2]))
         self._size = self._path.stat().st_size
-        tail = end_of(self._path, _TAIL_BYTES) or end_of(rotated(self._path), _TAIL_BYTES)
+        tail = (end_of(rotated(self._path), _TAIL_BYTES) + end_of(self._path, _TAIL_BYTES))[-_TAIL_BYTES:]
+        is_cut = len(tail) == _TAIL_BYTES
         found = [
             Line(stamp=stamp, text=text)
-            for stamp, _, text in (
-                raw.partition(b" ") for raw in tail.split(b"\n")[1 if len(tail) == _TAIL_BYTES else 0 :]
-            )
+            for stamp, _, text in (raw.partition(b" ") for raw in tail.split(b"\n")[is_cut:])
             if _STAMP.fullmatch(stamp)
         ]
         if not found:
             return Resume()
-        last_s = datetime.fromisoformat(found[-1].stamp.decode()).timestamp()
-        recent = [
-            line for line in found if datetime.fromisoformat(line.stamp.decode()).timestamp() >= last_s - _OVERLAP_S
-        ]
+        least_s = found[-1].at_s - _OVERLAP_S
+        recent = [line for line in found if line.at_s >= least_s]
+        if is_cut:  # what is before the tail is not known, so it must not be read again
+            least = max(line.stamp for line in found[: len(found) // 2 + 1])
+            recent = [line for line in recent if line.stamp >= least]
         return Resume(since=min(line.stamp for line in recent), known=Counter(recent))
 
     def write(self, line: Line) -> None:
@@ -167,12 +205,19 @@ class LogPump:
                 self._stream.close()
 
     def _run(self) -> None:
-        ended = False
+        ended, patience_s, is_flood = False, math.inf, False
         while not ended and not self._stopped.is_set():
             try:
                 # Asked before reading: of a container that had ended by then, what is read is all there will be.
                 ended = not self._engine.inspect(self._container).running
-                self._copy()
+                if is_flood or ended:
+                    is_flood = self._copy(self._engine.printed, is_all=ended)
+                    patience_s = _PATIENCE_S
+                    if is_flood and not ended:
+                        self._stopped.wait(_LOOK_S)
+                else:
+                    is_flood = self._copy(partial(self._engine.follow, silence_s=patience_s), is_flood_left=True)
+                    patience_s = patience_s * 2 if patience_s < _PATIENCE_MAX_S else math.inf
             except NoSuch:
                 return
             except (BackendError, OSError):
@@ -182,17 +227,23 @@ class LogPump:
                 LOG.exception("%s is copied no more", self._path)
                 return
 
-    def _copy(self) -> None:
+    def _copy(self, read: Callable[[str, float], Stream], *, is_all: bool = False, is_flood_left: bool = False) -> bool:
+        """Copy what is new, to the end of what is read; says whether the log is flooded.
+
+        Args:
+            read: the engine's method.
+            is_all: nothing can come after it.
+            is_flood_left: a flood is not copied to its end.
+        """
         file = LogFile(self._path)
         try:
             resume = file.resume()
-            stream = self._engine.follow(self._container, resume.since_s)
+            stream = read(self._container, resume.since_s)
             with self._lock:
                 self._stream = stream
             if self._stopped.is_set():
-                return
-            new = (line for line in lines_of(stream) if resume.is_new(line))
-            self._write(file, new)
+                return False
+            return self._write(file, resume.news(lines_of(stream, is_all=is_all)), is_flood_left=is_flood_left)
         finally:
             with self._lock:
                 stream_, self._stream = self._stream, None
@@ -200,17 +251,22 @@ class LogPump:
                 stream_.close()
             file.close()
 
-    def _write(self, file: LogFile, lines: Iterator[Line]) -> None:
-        count, rested_s = 0, time.monotonic()
+    def _write(self, file: LogFile, lines: Iterator[Line], *, is_flood_left: bool) -> bool:
+        is_flood, count, size, began_s, used_s = False, 0, 0, time.monotonic(), time.thread_time()
         for line in lines:
             file.write(line)
-            count += 1
-            if count == LINES_AT_ONCE:
-                count = 0
-                self._stopped.wait(max(0.0, rested_s + _REST_S - time.monotonic()))
-                rested_s = time.monotonic()
+            count, size = count + 1, size + len(line.text)
             if self._stopped.is_set():
-                return
+                return False
+            if count < LINES_AT_ONCE and size < BYTES_AT_ONCE:
+                continue
+            if not is_flood_left:
+                is_flood = True
+                self._stopped.wait(_RESTS * (time.thread_time() - used_s))
+            elif time.monotonic() - began_s < _FLOOD_S or time.time() - line.at_s > _LATE_S:
+                return True
+            count, size, began_s, used_s = 0, 0, time.monotonic(), time.thread_time()
+        return is_flood
 
 
 def last_line(path: Path) -> str:

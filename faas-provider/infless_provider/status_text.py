@@ -35,9 +35,10 @@ def _instance(one: Mapping[str, Any]) -> str:
 
 
 def _function(one: Mapping[str, Any], phases: Collection[str]) -> Iterator[str]:
-    if undone := one.get("rolled_back"):
+    undone, failure = one.get("rolled_back"), one.get("last_failure")
+    if undone:
         yield f"rolled back: {_plain(undone)}"
-    if failure := one.get("last_failure"):
+    if failure and failure != undone:  # the same: what it was rolled back for, which is not tried again
         what = "another instance did not start" if Phase.READY in phases else "not ready"
         yield f"{what}: {_plain(failure)}; {_AGAIN}"
     elif Phase.READY not in phases and Phase.STARTING not in phases:

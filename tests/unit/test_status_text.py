@@ -81,6 +81,15 @@ def test_a_rollback() -> None:
     assert [line[PLACE:].partition(":")[0] for line in both] == ["rolled back", "not ready"]
 
 
+@pytest.mark.parametrize(
+    ("instances", "more"), [([an_instance()], []), ([], ["no instance: asleep, starts with the first request"])]
+)
+def test_a_rollback_is_told_once(instances: list[dict[str, Any]], more: list[str]) -> None:
+    """The failure that led to it stays beside it until an instance starts anew, and is not tried again."""
+    lines = told([a_function(rolled_back="no model", last_failure="no model")], instances)
+    assert [line[PLACE:] for line in lines] == ["rolled back: no model", *more]
+
+
 def test_words_of_functions_are_one_plain_line() -> None:
     """They come from the function: they must not move the terminal's cursor, or look like a line of ours."""
     (line,) = told([a_function(rolled_back="a\n\tb\x1b[2Jc\u202e é")], [an_instance()])

@@ -19,7 +19,7 @@ from infless_core.errors import Conflict, StateError
 from infless_provider import auth
 from infless_provider.backends import procfs
 from infless_provider.backends.base import Stage
-from infless_provider.backends.choose import make_backend
+from infless_provider.backends.choose import check, make_backend
 from infless_provider.service import STOP_S, Provider, tls_context
 from infless_provider.settings import Settings, connections_within
 from infless_provider.state import State
@@ -39,6 +39,8 @@ def run(settings: Settings) -> None:
     """Serve until a signal ends it.
 
     Raises:
+        InvalidInput: the machine does not have what the cluster file says.
+        BackendError: no Docker engine answers.
         Conflict: the port is taken, or another provider uses the state folder.
         StateError: the state folder cannot be used.
     """
@@ -49,7 +51,7 @@ def run(settings: Settings) -> None:
     pidfile = settings.state_dir / PIDFILE
     pidfile.unlink(missing_ok=True)  # we hold the lock: whoever wrote it is gone, even if its number lives on
     tls_context(settings)
-    make_backend(settings)
+    check(settings)
     listener = _bind(settings)
     _claim(settings)  # refuse a damaged or full state, or another backend's, before anything is said to run
     if settings.auth:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,11 @@ from pathlib import Path
 import docker_backend as helper
 import pytest
 from docker_backend import docker
-from provider_process import ProviderProcess, wait_until
+from provider_process import ProviderProcess, infless, wait_until
+
+from infless_provider.settings import Settings
+from infless_provider.state import State
+from infless_provider.up import BACKEND_FILE
 
 pytestmark = [pytest.mark.integration, pytest.mark.docker]
 
@@ -147,3 +152,38 @@ def test_an_image_that_nobody_has(provider: ProviderProcess, tmp_path: Path) -> 
     assert answer.status_code == 400
     assert "127.0.0.1:1/nobody/has:it" in answer.text
     assert provider.send("GET", "/system/function/whole").status_code == 404
+
+
+WISHES = {
+    "cpu_cores: 4096, memory: 1Gi": "cpu_cores is 4096, and this machine has ",
+    "cpu_cores: 1, memory: 900Ti": "memory is 900 TiB, and this machine has ",
+    "cpu_cores: 1, cpuset: 8191, memory: 1Gi": "cpuset names CPUs that are not there: 8191; there are ",
+}
+
+
+@pytest.mark.usefixtures("image")  # an engine answers
+@pytest.mark.parametrize("wish", WISHES)
+def test_more_than_the_machine_has_is_refused(tmp_path: Path, wish: str) -> None:
+    """In one sentence, as a fault of the file, before anything is said to run."""
+    file = tmp_path / "cluster.yml"
+    file.write_text(f"version: 1\nservers:\n  - {{id: box, {wish}}}\n")
+    options = ("--backend", "docker", "--cluster", str(file), "--port", "9", "--state-dir", str(tmp_path / "state"))
+    done = infless("up", *options)
+    assert re.fullmatch(rf"infless: cluster file, server 'box': {re.escape(WISHES[wish])}[^\n]+\n", done.stderr), (
+        done.stderr
+    )
+    assert done.returncode == 2
+
+
+def test_no_engine_is_told(tmp_path: Path) -> None:
+    """In one sentence that says where it was looked for, before anything is said to run; also by `infless down`."""
+    pytest.importorskip("docker", reason="infless[docker] is not installed")
+    where = f"unix://{tmp_path}/docker.sock"
+    told = f"infless: no Docker engine answers at {where}; start it, or say in DOCKER_HOST where it is\n"
+    state = ("--state-dir", str(tmp_path / "state"))
+    done = infless("up", "--backend", "docker", "--port", "9", *state, DOCKER_HOST=where)
+    assert (done.returncode, done.stderr) == (1, told)
+    State(Settings(state_dir=tmp_path / "state", bundles_dir=tmp_path).database).close()
+    (tmp_path / "state" / BACKEND_FILE).write_text("docker\n")
+    done = infless("down", *state, DOCKER_HOST=where)
+    assert (done.returncode, done.stderr) == (1, told)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from infless_core.errors import BackendError
 from infless_core.model import Gpu
+from infless_provider.backends.allotment import ClusterServer, allot
 from infless_provider.backends.docker_api import Engine
 
 LOG = logging.getLogger("infless.docker")
@@ -29,6 +31,26 @@ def connect() -> Engine:
             f"the docker backend needs the Python package docker: pip install 'infless[docker]' ({error})"
         ) from error
     return DockerEngine.connect()
+
+
+def check_host(cluster: ClusterServer | None, cpus: Sequence[int]) -> None:
+    """Ask the engine whether this machine has what a cluster file says.
+
+    Args:
+        cluster: the file's server; None is all there is.
+        cpus: that this provider may use.
+
+    Raises:
+        InvalidInput: it has not; a sentence for each fault.
+        BackendError: no engine answers.
+    """
+    engine = connect()
+    try:
+        facts = engine.facts()
+        # GPUs that are found count only where no file names any, so none are looked for.
+        allot(cluster, cpus, facts.memory_bytes, no_gpus="" if facts.gpu_driver else NO_GPUS)
+    finally:
+        engine.close()
 
 
 def found_gpus() -> tuple[Gpu, ...]:

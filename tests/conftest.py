@@ -27,48 +27,31 @@ settings.register_profile("many", settings.get_profile("local"), max_examples=20
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))
 
 
-class _Ban:
-    """Connections to other machines, and sleeps, raise while a test of a fast tier runs, its fixtures included."""
-
-    def __init__(self) -> None:
-        self.applies = False
-        self._connect, self._sleep = socket.socket.connect, time.sleep
-
-    def install(self) -> None:
-        """Stand in front of the real functions, once for all tests: a patch for each would add up."""
-        ban = self
-
-        def connect(sock: socket.socket, address: Any) -> None:
-            ban.connect(sock, address)
-
-        socket.socket.connect = connect  # type: ignore[method-assign, assignment]
-        time.sleep = self.sleep  # type: ignore[assignment]
-
-    def connect(self, sock: socket.socket, address: Any) -> None:
-        """As `socket.connect`."""
-        if self.applies and sock.family != socket.AF_UNIX and not _is_here(address[0]):
-            raise RuntimeError(f"this tier connects to nobody outside; {address} belongs into tests/integration")
-        self._connect(sock, address)
-
-    def sleep(self, seconds: float) -> None:
-        """As `time.sleep`."""
-        if self.applies and seconds > SLEEP_MAX_S:
-            raise RuntimeError(f"this tier does not sleep, and surely not for {seconds} s")
-        self._sleep(seconds)
+_connect, _sleep = socket.socket.connect, time.sleep
 
 
-_BAN = _Ban()
-_BAN.install()
+def _near(sock: socket.socket, address: Any) -> None:
+    if sock.family != socket.AF_UNIX and not _is_here(address[0]):
+        raise RuntimeError(f"this tier connects to nobody outside; {address} belongs into tests/integration")
+    _connect(sock, address)
+
+
+def _short(seconds: float) -> None:
+    if seconds > SLEEP_MAX_S:
+        raise RuntimeError(f"this tier does not sleep, and surely not for {seconds} s")
+    _sleep(seconds)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
-    """The tier of the test that runs decides."""
-    _BAN.applies = _tier(item.path) in FAST_TIERS
+    """Connections to other machines, and sleeps, raise while a test of a fast tier runs, its fixtures included."""
+    if _tier(item.path) not in FAST_TIERS:
+        return (yield)
+    socket.socket.connect, time.sleep = _near, _short  # type: ignore[method-assign, assignment]
     try:
         return (yield)
     finally:
-        _BAN.applies = False
+        socket.socket.connect, time.sleep = _connect, _sleep  # type: ignore[method-assign]
 
 
 def pytest_collection() -> None:

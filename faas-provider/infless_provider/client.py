@@ -48,12 +48,13 @@ class Client:
 
     def deploy(self, deployment: Mapping[str, Any]) -> str:
         """Update, or create when there is none, as `faas-cli deploy` does; says which it was."""
+        done = "updated"
         try:
-            self._call("PUT", "/system/functions", deployment)
+            reply = self._call("PUT", "/system/functions", deployment)
         except NotFound:
-            self._call("POST", "/system/functions", deployment)
-            return "deployed"
-        return "updated"
+            reply = self._call("POST", "/system/functions", deployment)
+            done = "deployed"
+        return f"accepted: {reply.text.strip()}" if reply.text else done
 
     def remove(self, name: str) -> None:
         """Remove a function."""

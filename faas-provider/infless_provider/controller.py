@@ -338,7 +338,7 @@ class Controller:
             LOG.error("%s cannot be rolled back: %s", function.key, fault)  # noqa: TRY400
             return
         self._install(stored, wishes, self._preparing.kept_profile(stored.version, wishes))
-        function.failures, function.retry_at_s, function.rolled_back = 0, 0.0, words
+        function.failures, function.retry_at_s, function.last_failure, function.rolled_back = 0, 0.0, "", words
         self.fleet.note("rollback", function.key, words)
         LOG.warning("%s is rolled back: %s", function.key, words)
         for instance in [i for i in function.undrained() if i.version == failed.version.id]:

@@ -8,9 +8,6 @@ from typing import Any
 
 from infless_core.lifecycle import Phase
 
-_AGAIN = "tried again within a minute, or at the next request after that"
-"""As `Fleet.failed_to_start` has it: one that may sleep by then is started by a request only."""
-
 
 def status_lines(overview: Mapping[str, Any]) -> list[str]:
     """A line for each instance, then one for whatever these do not say of a function.
@@ -35,12 +32,11 @@ def _instance(one: Mapping[str, Any]) -> str:
 
 
 def _function(one: Mapping[str, Any], phases: Collection[str]) -> Iterator[str]:
-    undone, failure = one.get("rolled_back"), one.get("last_failure")
-    if undone:
-        yield f"rolled back: {_plain(undone)}"
-    if failure and failure != undone:  # the same: what it was rolled back for, which is not tried again
+    if one["rolled_back"]:
+        yield f"rolled back: {_plain(one['rolled_back'])}"
+    if one["last_failure"]:
         what = "another instance did not start" if Phase.READY in phases else "not ready"
-        yield f"{what}: {_plain(failure)}; {_AGAIN}"
+        yield f"{what}: {_plain(one['last_failure'])}; tried again in {one['retry_in_s']:.0f} s, if it is wanted then"
     elif Phase.READY not in phases and Phase.STARTING not in phases:
         waiting = one["in_flight"]
         state = f"{waiting} request(s) wait for one" if waiting else "asleep, starts with the first request"

@@ -88,6 +88,7 @@ class Views:
     async def overview(self) -> dict[str, Any]:
         """Instances with their configurations and reasons, and what happened: `infless status`."""
         fleet, functions = self._controller.fleet, self._controller.functions
+        now_s = self._controller.clock.now_s()
         return {
             "instances": [self._instance_json(i) for _, i in sorted(fleet.instances.items())],
             "functions": [
@@ -97,6 +98,7 @@ class Views:
                     "latency_target_s": f.wishes.latency_target_s,
                     "in_flight": f.in_flight,
                     "last_failure": f.last_failure,
+                    "retry_in_s": max(0.0, round(f.retry_at_s - now_s, 3)),
                     "rolled_back": f.rolled_back,
                 }
                 for _, f in sorted(functions.items())

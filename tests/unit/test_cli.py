@@ -116,7 +116,8 @@ def test_a_full_disk_is_one_line(run, monkeypatch):
     assert (result.exit_code, result.stderr) == (1, "infless: [Errno 28] No space left on device\n")
 
 
-BROKEN = {"function": "g.openfaas-fn", "in_flight": 0, "last_failure": "no model", "rolled_back": ""}
+FINE = {"function": "f.openfaas-fn", "in_flight": 0, "last_failure": "", "retry_in_s": 0.0, "rolled_back": ""}
+BROKEN = {**FINE, "function": "g.openfaas-fn", "last_failure": "no model", "retry_in_s": 4.0}
 
 
 class FakeProvider:
@@ -149,7 +150,7 @@ class FakeProvider:
                 {**one, "rate_low_rps": 1.0, "rate_up_rps": 9.6},
                 {**one, "rate_low_rps": None, "rate_up_rps": None},
             ],
-            "functions": [{"function": "f.openfaas-fn", "in_flight": 0}, BROKEN],
+            "functions": [FINE, BROKEN],
         }
 
 
@@ -240,6 +241,11 @@ class TestClient:
     def test_update_or_deploy(self, answer):
         """A PUT that is taken is an update."""
         assert answer(202).deploy({}) == "updated"
+
+    def test_one_that_goes_on_is_not_said_to_be_there(self, answer):
+        """The provider says why."""
+        made = answer(202, b"this takes longer than 50 s and goes on\n")
+        assert made.deploy({"service": "f"}) == "accepted: this takes longer than 50 s and goes on"
 
     def test_what_does_not_exist_is_deployed(self, monkeypatch):
         """PUT, and exactly on 404 POST with the same."""

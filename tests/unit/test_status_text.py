@@ -20,7 +20,8 @@ def an_instance(function: str = "f.openfaas-fn", phase: str = "ready", **fields:
 
 def a_function(name: str = "f.openfaas-fn", **fields: Any) -> dict[str, Any]:
     """As the overview has it."""
-    return {"function": name, "rate_rps": 0.0, "in_flight": 0, "last_failure": "", "rolled_back": "", **fields}
+    told = {"last_failure": "", "retry_in_s": 0.0, "rolled_back": ""}
+    return {"function": name, "rate_rps": 0.0, "in_flight": 0, **told, **fields}
 
 
 def told(functions: list[dict[str, Any]], instances: list[dict[str, Any]] | None = None) -> list[str]:
@@ -61,10 +62,8 @@ def test_one_that_starts_needs_no_word() -> None:
 @pytest.mark.parametrize("instances", [[], [an_instance(phase="starting")], [an_instance(phase="draining")]])
 def test_a_start_that_failed(instances: list[dict[str, Any]]) -> None:
     """Why, and that it goes on; also while the next one starts."""
-    (line,) = told([a_function(last_failure="the image is gone")], instances)
-    assert line[PLACE:] == (
-        "not ready: the image is gone; tried again within a minute, or at the next request after that"
-    )
+    (line,) = told([a_function(last_failure="the image is gone", retry_in_s=7.6)], instances)
+    assert line[PLACE:] == "not ready: the image is gone; tried again in 8 s, if it is wanted then"
 
 
 def test_a_start_that_failed_beside_one_that_serves() -> None:
@@ -81,24 +80,10 @@ def test_a_rollback() -> None:
     assert [line[PLACE:].partition(":")[0] for line in both] == ["rolled back", "not ready"]
 
 
-@pytest.mark.parametrize(
-    ("instances", "more"), [([an_instance()], []), ([], ["no instance: asleep, starts with the first request"])]
-)
-def test_a_rollback_is_told_once(instances: list[dict[str, Any]], more: list[str]) -> None:
-    """The failure that led to it stays beside it until an instance starts anew, and is not tried again."""
-    lines = told([a_function(rolled_back="no model", last_failure="no model")], instances)
-    assert [line[PLACE:] for line in lines] == ["rolled back: no model", *more]
-
-
 def test_words_of_functions_are_one_plain_line() -> None:
     """They come from the function: they must not move the terminal's cursor, or look like a line of ours."""
     (line,) = told([a_function(rolled_back="a\n\tb\x1b[2Jc\u202e é")], [an_instance()])
     assert line[PLACE:] == "rolled back: a b [2Jc é"
-
-
-def test_a_provider_that_says_less() -> None:
-    """The words are no required fields of the overview."""
-    assert told([{"function": "f", "in_flight": 0}], [an_instance("f")]) == []
 
 
 def test_nothing_at_all() -> None:

@@ -359,7 +359,7 @@ class TestOverview:
             assert overview["functions"] == [
                 {
                     "function": f.key, "rate_rps": 0.0, "latency_target_s": 0.2, "in_flight": 2,
-                    "last_failure": "no model", "rolled_back": "",
+                    "last_failure": "no model", "retry_in_s": 2.0, "rolled_back": "",
                 }
             ]  # fmt: skip
             assert [(event["event"], event["why"]) for event in overview["events"]] == [

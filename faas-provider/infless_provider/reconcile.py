@@ -81,7 +81,7 @@ Action = Start | Resize | Replace | HandOver | Drain
 def reconcile(plan: Plan, bounds: Mapping[str, Bounds], actual: Iterable[Actual]) -> tuple[Action, ...]:
     """What to do so that what runs becomes what is planned.
 
-    Instances outside the plan take the place of planned starts, where a GPU share does not differ; else they are spares:
+    Instances outside the plan take the place of planned starts, where the GPU share is the same; else they are spares:
     they hold no planned cores, answer what nobody planned for, and stay while a function wants a minimum. Instances of
     functions without bounds are drained. Never more than `most` are kept or started, and the last ready instance goes
     only when one that is starting has become ready.

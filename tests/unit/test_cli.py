@@ -244,7 +244,7 @@ class TestClient:
 
     def test_one_that_goes_on_is_not_said_to_be_there(self, answer):
         """The provider says why."""
-        made = answer(202, b"this takes longer than 50 s and goes on\n")
+        made = answer(202, "this takes longer than 50 s and goes on\n")
         assert made.deploy({"service": "f"}) == "accepted: this takes longer than 50 s and goes on"
 
     def test_what_does_not_exist_is_deployed(self, monkeypatch):

@@ -205,18 +205,17 @@ class LogPump:
                 self._stream.close()
 
     def _run(self) -> None:
-        ended, patience_s, is_flood = False, math.inf, False
+        ended, patience_s = False, math.inf
         while not ended and not self._stopped.is_set():
             try:
                 # Asked before reading: of a container that had ended by then, what is read is all there will be.
                 ended = not self._engine.inspect(self._container).running
-                if is_flood or ended:
-                    is_flood = self._copy(self._engine.printed, is_all=ended)
+                if ended:
+                    self._copy(self._engine.printed, is_all=True)
+                elif self._copy(partial(self._engine.follow, silence_s=patience_s), is_flood_left=True):
                     patience_s = _PATIENCE_S
-                    if is_flood and not ended:
-                        self._stopped.wait(_LOOK_S)
+                    self._copy_flood()
                 else:
-                    is_flood = self._copy(partial(self._engine.follow, silence_s=patience_s), is_flood_left=True)
                     patience_s = patience_s * 2 if patience_s < _PATIENCE_MAX_S else math.inf
             except NoSuch:
                 return
@@ -227,13 +226,19 @@ class LogPump:
                 LOG.exception("%s is copied no more", self._path)
                 return
 
+    def _copy_flood(self) -> None:
+        """Look at what there is, until little has come between two looks."""
+        self._copy(self._engine.printed)
+        while not self._stopped.wait(_LOOK_S) and self._copy(self._engine.printed):
+            pass
+
     def _copy(self, read: Callable[[str, float], Stream], *, is_all: bool = False, is_flood_left: bool = False) -> bool:
-        """Copy what is new, to the end of what is read; says whether the log is flooded.
+        """Copy what is new, to the end of what is read; says whether that was much.
 
         Args:
             read: the engine's method.
             is_all: nothing can come after it.
-            is_flood_left: a flood is not copied to its end.
+            is_flood_left: a flood is not copied to its end; much that comes slowly is none.
         """
         file = LogFile(self._path)
         try:
@@ -252,7 +257,8 @@ class LogPump:
             file.close()
 
     def _write(self, file: LogFile, lines: Iterator[Line], *, is_flood_left: bool) -> bool:
-        is_flood, count, size, began_s, used_s = False, 0, 0, time.monotonic(), time.thread_time()
+        """See `_copy`."""
+        is_much, count, size, began_s, used_s = False, 0, 0, time.monotonic(), time.thread_time()
         for line in lines:
             file.write(line)
             count, size = count + 1, size + len(line.text)
@@ -261,12 +267,12 @@ class LogPump:
             if count < LINES_AT_ONCE and size < BYTES_AT_ONCE:
                 continue
             if not is_flood_left:
-                is_flood = True
+                is_much = True
                 self._stopped.wait(_RESTS * (time.thread_time() - used_s))
             elif time.monotonic() - began_s < _FLOOD_S or time.time() - line.at_s > _LATE_S:
                 return True
             count, size, began_s, used_s = 0, 0, time.monotonic(), time.thread_time()
-        return is_flood
+        return is_much
 
 
 def last_line(path: Path) -> str:

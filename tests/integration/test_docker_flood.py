@@ -6,6 +6,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,15 +31,15 @@ signal.pause()
 """
 
 
-@pytest.fixture
-def container() -> Iterator[str]:
-    """One that floods its log at once, and prints one more line at SIGUSR1."""
+@pytest.fixture(params=[FLOOD])
+def container(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One that runs a program; as a rule it floods its log at once, and prints one more line at SIGUSR1."""
     if (why := missing()) is not None:
         pytest.skip(why)
     name = f"infless-test-{uuid.uuid4().hex[:8]}"
     options = [f"--log-opt={key}={value}" for key, value in LOG_OPTIONS.items()]
     words = ["--name", name, "--log-driver=json-file", *options, "--entrypoint=python", os.environ[BASE_IMAGE]]
-    docker("create", *words, "-c", FLOOD)
+    docker("create", *words, "-c", request.param)
     yield name
     docker("rm", "--force", "--volumes", name)
 
@@ -78,3 +79,21 @@ def test_a_flood_is_copied_and_what_is_lost_is_told(
     untold = [pair for pair in pairwise(found) if None not in pair and pair[1] != pair[0] + 1]
     assert not untold, f"{gaps} gaps, of which these are not told: {untold}"
     assert found.count(None) == gaps
+
+
+@pytest.mark.parametrize("container", ["import os, signal; os.write(1, b'here\\n'); signal.pause()"], indirect=True)
+def test_a_silence_ends_what_is_followed(container: str) -> None:
+    """After what there is; so does the end of that where nothing is followed."""
+    engine = pytest.importorskip("infless_provider.backends.docker_engine").DockerEngine.connect()
+    docker("start", container)
+    try:
+        stream = engine.follow(container, 0.0, 30.0)
+        first = next(iter(stream))
+        stream.close()
+        assert first.endswith(b" here\n")
+        for read in (partial(engine.follow, silence_s=0.5), engine.printed):
+            stream = read(container, 0.0)
+            assert list(stream) == [first]
+            stream.close()
+    finally:
+        engine.close()

@@ -44,5 +44,8 @@ def test_a_file_cannot_give_more_than_there_is():
         "cluster file, server 'box': memory is 9 GiB, and this machine has 8 GiB",
         "cluster file, server 'box': it has GPUs, and nobody can give them",
     ]
+    gpus = (Gpu(id="0", memory_bytes=1), Gpu(id="1", memory_bytes=1))
+    with pytest.raises(InvalidInput, match=r"server 'box': no GPU has the id 3; there are 0, 1$"):
+        allot(wish(gpus=(gpus[0], Gpu(id="3", memory_bytes=1))), CPUS, MEMORY_BYTES, gpus)
     with pytest.raises(InvalidInput, match=r"cpuset names CPUs that are not there: 7; there are 0, 1$"):
         allot(wish(cpus=(1, 7)), (0, 1), MEMORY_BYTES)

@@ -33,7 +33,7 @@ def allot(
         cluster: what is wished; None takes all there is.
         cpus: that this provider may use.
         memory_bytes: of this machine.
-        gpus: that were found here.
+        gpus: that were found here; none where nobody can say.
         no_gpus: why instances cannot be given any; empty when they can.
 
     Raises:
@@ -54,8 +54,12 @@ def allot(
     if server.memory_bytes > memory_bytes:
         stated, there = format_bytes(server.memory_bytes), format_bytes(memory_bytes)
         faults.append(f"{where}: memory is {stated}, and this machine has {there}")
+    there_are = [gpu.id for gpu in gpus]
+    absent = [gpu.id for gpu in server.gpus if there_are and gpu.id not in there_are]
     if server.gpus and no_gpus:
         faults.append(f"{where}: it has GPUs, and {no_gpus}")
+    elif absent:
+        faults.append(f"{where}: no GPU has the id {', '.join(absent)}; there are {', '.join(there_are)}")
     if faults:
         raise InvalidInput("\n".join(faults))
     return server, cluster.cpus or tuple(cpus)[-server.cpu_cores :]

@@ -26,10 +26,10 @@ from infless_core.errors import BackendError, InflessError
 from infless_core.model import Configuration, FunctionSpec, Server
 from infless_provider import log_files
 from infless_provider.backends import instance_logs
-from infless_provider.backends.allotment import ClusterServer, allot, pick_cores
+from infless_provider.backends.allotment import ClusterServer, pick_cores
 from infless_provider.backends.base import Address, Artifact, CurveOrder, Launch, Sight, Stage, Usage
 from infless_provider.backends.docker_api import Container, ContainerEvent, Engine, EngineAway, NoSuch
-from infless_provider.backends.docker_host import NO_GPUS, connect, found_gpus, mps_pipes
+from infless_provider.backends.docker_host import connect, mps_pipes, survey
 from infless_provider.backends.docker_images import Images, Timings, gone
 from infless_provider.backends.docker_launch import (
     CURVE,
@@ -120,10 +120,7 @@ class DockerBackend:
     def _open(self) -> None:
         self._engine = self._connect()
         try:
-            facts = self._engine.facts()
-            gpus = found_gpus() if facts.gpu_driver else ()
-            no_gpus = "" if facts.gpu_driver else NO_GPUS
-            server, self._cpus = allot(self._cluster, self._cpus, facts.memory_bytes, gpus, no_gpus)
+            facts, server, self._cpus = survey(self._engine, self._cluster, self._cpus)
             owned = self._engine.owned(self._site.owner)
             found = [self._engine.inspect(one.id) for one in owned if one.running and INSTANCE in one.labels]
         except InflessError:

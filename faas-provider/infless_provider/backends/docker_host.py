@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infless_core.errors import BackendError
-from infless_core.model import Gpu
+from infless_core.model import Gpu, Server
 from infless_provider.backends.allotment import ClusterServer, allot
-from infless_provider.backends.docker_api import Engine
+from infless_provider.backends.docker_api import Engine, HostFacts
 
 LOG = logging.getLogger("infless.docker")
 NO_GPUS = "Docker cannot give them to containers; install NVIDIA's container toolkit"
@@ -46,11 +46,22 @@ def check_host(cluster: ClusterServer | None, cpus: Sequence[int]) -> None:
     """
     engine = connect()
     try:
-        facts = engine.facts()
-        # GPUs that are found count only where no file names any, so none are looked for.
-        allot(cluster, cpus, facts.memory_bytes, no_gpus="" if facts.gpu_driver else NO_GPUS)
+        survey(engine, cluster, cpus)
     finally:
         engine.close()
+
+
+def survey(
+    engine: Engine, cluster: ClusterServer | None, cpus: Sequence[int]
+) -> tuple[HostFacts, Server, tuple[int, ...]]:
+    """What the engine says of this machine, and what of it instances get (see `allot`).
+
+    Raises:
+        InvalidInput, BackendError: as `check_host`.
+    """
+    facts = engine.facts()
+    gpus = found_gpus() if facts.gpu_driver else ()
+    return facts, *allot(cluster, cpus, facts.memory_bytes, gpus, "" if facts.gpu_driver else NO_GPUS)
 
 
 def found_gpus() -> tuple[Gpu, ...]:

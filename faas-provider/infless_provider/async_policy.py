@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from infless_core.errors import InvalidInput
-from infless_provider.forwarding import Header, answer_headers, end_to_end, forwarded
+from infless_provider.forwarding import answer_headers, end_to_end, forwarded
+from infless_provider.upstream import Header
 
 RETRIED = frozenset({429, 502, 503, 504})
 """Answers that say "not now". Any other, a handler's 500 included, is the function's answer."""

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from infless_provider.forwarding import Header
 from infless_provider.group_commit import GroupCommit
+from infless_provider.upstream import Header
 
 _MIGRATIONS = (
     """

@@ -17,12 +17,13 @@ from infless_provider.async_policy import Again, AsyncLimits, Attempt, Final
 from infless_provider.async_store import Count, QueuedCall, QueueStore, StoredAnswer
 from infless_provider.async_turns import Lane, Turns
 from infless_provider.callbacks import Delivery
-from infless_provider.forwarding import INTERNAL, Header
+from infless_provider.forwarding import INTERNAL
 
 if TYPE_CHECKING:
     from infless_provider.callbacks import Callbacks
     from infless_provider.functions import FunctionState
-    from infless_provider.proxy import Outcome
+    from infless_provider.upstream import Header
+from infless_provider.proxy import Outcome
 
 LOG = logging.getLogger("infless.async")
 _AFTER_A_FAULT_S = 30.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import httpcore
 
 from infless_provider.callback_policy import Address, CallbackPolicy, Target
-from infless_provider.forwarding import Header
+from infless_provider.upstream import Header
 from infless_provider.version import VERSION
 
 TIMEOUT_S = 30.0

@@ -11,9 +11,9 @@ from typing import Any
 from infless_core.clock import Clock
 from infless_core.lifecycle import Phase
 from infless_provider.controller import Controller
-from infless_provider.forwarding import RETRY, Header, refuses
+from infless_provider.forwarding import RETRY, refuses
 from infless_provider.functions import FunctionState, Instance
-from infless_provider.upstream import HalfSent, NotSent, Reply, TimedOut, UpstreamError
+from infless_provider.upstream import HalfSent, Header, NotSent, Reply, TimedOut, UpstreamError
 
 TRIES = 3
 """Instances that are asked: enough to pass two that died since the last look, and too few to drive a crowd of requests

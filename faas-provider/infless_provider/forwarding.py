@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from infless_core.errors import InvalidInput
 from infless_core.units import parse_duration_s
-from infless_provider.upstream import LENGTH_EXPECTED, encode_head
-from infless_provider.upstream import Header as Header  # noqa: PLC0414 - who forwards takes it from here
+from infless_provider.upstream import LENGTH_EXPECTED, Header, encode_head
 from infless_provider.wire import function_key
 
 if TYPE_CHECKING:

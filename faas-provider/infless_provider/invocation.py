@@ -14,9 +14,9 @@ from collections.abc import AsyncIterable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from infless_provider.dispatching import Asked, Patience, Sent, Unanswered, let_go, unanswered
-from infless_provider.forwarding import INTERNAL, Header, Passage, answer_headers, refuses, whole_answer
+from infless_provider.forwarding import INTERNAL, Passage, answer_headers, refuses, whole_answer
 from infless_provider.functions import FunctionState, Instance
-from infless_provider.upstream import HalfSent, Reply, UpstreamError
+from infless_provider.upstream import HalfSent, Header, Reply, UpstreamError
 from infless_watchdog.http import BodyLostError
 
 if TYPE_CHECKING:

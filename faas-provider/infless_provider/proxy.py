@@ -13,12 +13,12 @@ from infless_core.clock import Clock
 from infless_provider import auth, forwarding
 from infless_provider.controller import Controller
 from infless_provider.dispatching import Asked, Dispatch, Patience, Unanswered, let_go, unanswered
-from infless_provider.forwarding import INTERNAL, RETRY, CallIds, Header, Passage, passage_of
+from infless_provider.forwarding import INTERNAL, RETRY, CallIds, Passage, passage_of
 from infless_provider.functions import FunctionState
 from infless_provider.invocation import LEFT, Invocation
 from infless_provider.metrics import Metrics
 from infless_provider.settings import Settings
-from infless_provider.upstream import Reply, UpstreamError
+from infless_provider.upstream import Header, Reply, UpstreamError
 
 if TYPE_CHECKING:
     from infless_watchdog.http import Exchange

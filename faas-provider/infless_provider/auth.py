@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hmac
-import os
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from infless_core.errors import StateError
+from infless_provider.whole_file import write_whole
 
 USER = "admin"
 """OpenFaaS's default."""
@@ -68,11 +68,7 @@ def ensure_credentials(folder: Path) -> Credentials:
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            draft = path.with_name(f".{path.name}.{os.getpid()}")
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_urlsafe(24) + "\n")
-            draft.replace(path)
+            write_whole(path, f"{secrets.token_urlsafe(24)}\n".encode())
     except OSError as error:
         raise StateError(f"the password file {path} cannot be written: {error}") from error
     user_path = folder / USER_FILE

@@ -103,7 +103,7 @@ class Controller:
         coming = sum(key not in self.functions and key.endswith(f".{spec.namespace}") for key in self._busy)
         if len(self.functions_in(spec.namespace)) + coming >= most:
             raise QuotaExceeded(f"namespace {spec.namespace!r} holds {most} functions, as many as it may")
-        await self._told(spec)
+        await self._accept(spec)
 
     async def update(self, data: dict[str, Any]) -> None:
         """PUT /system/functions: the old version serves until the new one is ready.
@@ -113,9 +113,9 @@ class Controller:
         """
         spec = wire.parse_deployment(data)
         self.find(spec.name, spec.namespace)
-        await self._told(spec)
+        await self._accept(spec)
 
-    async def _told(self, spec: FunctionSpec) -> None:
+    async def _accept(self, spec: FunctionSpec) -> None:
         """In the log, too: whoever asked may have left by the time that it fails."""
         try:
             await self._apply(spec)

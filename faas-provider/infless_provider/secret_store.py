@@ -11,14 +11,13 @@ No value leaves this module but into files and `tokens`: none is listed, logged,
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from infless_core.errors import Conflict, InvalidInput, NotFound, QuotaExceeded, StateError
+from infless_provider.whole_file import sync_folder, write_whole
 from infless_provider.wire import SecretWish
 
 
@@ -89,7 +88,7 @@ class SecretStore:
             path = self._existing(namespace, name)
             try:
                 path.unlink()
-                _sync(path.parent)
+                sync_folder(path.parent)
             except OSError as error:
                 raise StateError(f"secret {name!r} could not be removed: {error.strerror}") from error
 
@@ -177,30 +176,8 @@ class SecretStore:
     def _write(self, path: Path, value: bytes, reader: tuple[int, int] | None = None) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, draft = tempfile.mkstemp(prefix=".draft-", dir=path.parent)  # it is 0600 from the start
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(value)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if reader is not None:
-                    os.chown(draft, *reader)
-                    os.chown(path.parent, *reader)
-                Path(draft).replace(path)
-                _sync(path.parent)
-            except BaseException:
-                Path(draft).unlink(missing_ok=True)
-                raise
+            write_whole(path, value, reader)
         except OSError as error:
             raise StateError(
                 f"secret {path.name!r} could not be written: {error.strerror}; make room and send it again"
             ) from error
-
-
-def _sync(folder: Path) -> None:
-    """A file's new name, or that it has none, is on the disk only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

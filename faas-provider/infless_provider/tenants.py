@@ -87,7 +87,8 @@ class Tenants:
         """POST /system/secrets.
 
         Raises:
-            InvalidInput, Conflict, QuotaExceeded, StateError: nothing has changed then.
+            InvalidInput, Conflict, QuotaExceeded: nothing has changed then.
+            StateError: it does not exist then; instances that kept a removed one of that name may see it.
         """
         wish = wire.parse_secret(data, valued=True)
         self.namespaces.require(wish.namespace)

@@ -23,6 +23,7 @@ from infless_provider.backends.choose import check, make_backend
 from infless_provider.service import STOP_S, Provider, tls_context
 from infless_provider.settings import Settings, connections_within
 from infless_provider.state import State
+from infless_provider.whole_file import write_whole
 from infless_watchdog.worker import ServiceApplication
 
 PIDFILE = "provider.pid"
@@ -125,12 +126,7 @@ def _mark(settings: Settings) -> None:
     try:
         if mark.is_file() and mark.read_text() == text:
             return
-        draft = mark.with_name(f".{BACKEND_FILE}.draft")
-        with draft.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(mark)
+        write_whole(mark, text.encode())
     except OSError as error:
         raise StateError(f"{mark} could not be written: {error.strerror}") from error
 

@@ -251,14 +251,21 @@ def run(
 # instances -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_and_its_answer() -> None:
-    """The usual case, on a fresh connection and then on one that is open: told alike, and with one date."""
-    seen: list[bytes] = []
+def listening(seen: list[bytes]) -> Callable[[Peer], Awaitable[None]]:
+    """An instance that keeps what it is asked, and answers all of it."""
 
     async def instance(peer: Peer) -> None:
         while True:
             seen.append(await peer.request())
             await peer.send(OK)
+
+    return instance
+
+
+def test_a_request_and_its_answer() -> None:
+    """The usual case, on a fresh connection and then on one that is open: told alike, and with one date."""
+    seen: list[bytes] = []
+    instance = listening(seen)
 
     async def scenario(site: Site) -> None:
         await site.instance(instance)
@@ -282,11 +289,7 @@ def test_a_request_and_its_answer() -> None:
 def test_an_instance_is_told_a_host(head: bytes) -> None:
     """One, as HTTP/1.1 wants it, on a fresh connection and on an open one: health checks in HTTP/1.0 send none."""
     seen: list[bytes] = []
-
-    async def instance(peer: Peer) -> None:
-        while True:
-            seen.append(await peer.request())
-            await peer.send(OK)
+    instance = listening(seen)
 
     async def scenario(site: Site) -> None:
         await site.instance(instance)
@@ -342,11 +345,7 @@ def test_an_instance_that_is_killed_while_its_connection_is_idle() -> None:
 def test_an_instance_that_cannot_be_reached() -> None:
     """Another one answers, also a body in pieces: none of it was touched. When there is no other one it is a 503."""
     seen: list[bytes] = []
-
-    async def instance(peer: Peer) -> None:
-        while True:
-            seen.append(await peer.request())
-            await peer.send(OK)
+    instance = listening(seen)
 
     async def scenario(site: Site) -> None:
         dead = site.dead_instance()

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from infless_core.errors import Conflict, InvalidInput, NotFound, QuotaExceeded, StateError
-from infless_provider import secret_store
 from infless_provider.secret_store import SecretStore
 from infless_provider.wire import SecretWish
 
@@ -58,7 +57,7 @@ def full_disk(monkeypatch, after=0):
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(secret_store.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
 
 
 class TestValues:
@@ -163,7 +162,7 @@ class TestValues:
             )
             real(descriptor)
 
-        monkeypatch.setattr(secret_store.os, "fsync", fsync)
+        monkeypatch.setattr(os, "fsync", fsync)
         store.create(wish())
         assert [draft for draft, _, _ in synced] == [True, False]
         assert "key" not in synced[0][2]
@@ -199,7 +198,7 @@ class TestMounting:
     def test_containers_of_another_user_read_it(self, folder, monkeypatch):
         """The copies are theirs before they get their names, and so is the folder; the values stay ours."""
         owned = []
-        monkeypatch.setattr(secret_store.os, "chown", lambda path, *owner: owned.append((Path(path).name, owner)))
+        monkeypatch.setattr(os, "chown", lambda path, *owner: owned.append((Path(path).name, owner)))
         store = SecretStore(folder, most=3, reader=(1000, 1001))
         store.create(wish())
         assert owned == []
